@@ -1,5 +1,6 @@
 //! A simulated device: its keys, and what it computes with them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
@@ -25,6 +26,8 @@ pub(crate) struct Device {
     /// Whether it sleeps in this run.
     pub(crate) sleeps: bool,
     granted: Mutex<Option<Granted>>,
+    /// Whether the broker refused its certificate.
+    is_refused: AtomicBool,
 }
 
 /// A certificate and its device.
@@ -50,8 +53,8 @@ pub(crate) enum Bound {
 
 impl Device {
     pub(crate) fn new(ek: Ek, bound: Bound) -> Self {
-        let granted = Mutex::default();
-        Self { ek, bound, bad: None, churns: false, sleeps: false, granted }
+        let (granted, is_refused) = (Mutex::default(), AtomicBool::default());
+        Self { ek, bound, bad: None, churns: false, sleeps: false, granted, is_refused }
     }
 
     /// Its certificate.
@@ -62,6 +65,16 @@ impl Device {
     /// Keeps a certificate in place of the one before.
     pub(crate) fn keep(&self, granted: Granted) {
         *self.lock() = Some(granted);
+        self.is_refused.store(false, Ordering::Relaxed);
+    }
+
+    /// The broker refuses its certificate.
+    pub(crate) fn refuse(&self) {
+        self.is_refused.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Granted>> {

@@ -29,6 +29,8 @@ pub(crate) struct Fleet {
     /// How many connections of single devices there may be at once.
     pub(crate) own: Semaphore,
     pub(crate) tally: Arc<Tally>,
+    /// Whether devices renew before the CA told them to.
+    pub(crate) at_once: bool,
     /// Whether devices keep what they get.
     pub(crate) keeps: bool,
     pub(crate) bar: ProgressBar,
@@ -174,7 +176,7 @@ impl Fleet {
     ) -> Result<(), Stop> {
         let mut attempt = self.on(line, device, began);
         match self.course {
-            Course::Renew => attempt.keep_good().await,
+            Course::Renew => attempt.keep_good(self.at_once).await,
             Course::Provision(flow) => {
                 let granted = attempt.provision(flow).await?;
                 granted.filter(|_| self.keeps).into_iter().for_each(|granted| device.keep(granted));

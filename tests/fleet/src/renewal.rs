@@ -12,11 +12,17 @@ use crate::flow::{Attempt, Stop, check_chain, unexpected};
 use crate::tpm::hash::Hash;
 
 impl Attempt<'_> {
-    /// Renews the device's certificate, and adopts the new one. A device that the CA refuses this
-    /// for good proves its TPM anew, as assay-device does: its certificate has ended, or the CA does
-    /// not know it.
-    pub(crate) async fn keep_good(&mut self) -> Result<(), Stop> {
-        let Some(granted) = self.device.granted() else { return self.come_back().await };
+    /// Renews the device's certificate, and adopts the new one, when the CA said that this is due,
+    /// or `at_once`. A device that the CA refuses this for good, or that the broker refuses, proves
+    /// its TPM anew, as assay-device does: its certificate has ended, or the CA does not know it.
+    pub(crate) async fn keep_good(&mut self, at_once: bool) -> Result<(), Stop> {
+        let granted = match self.device.granted() {
+            Some(granted) if !self.device.is_refused() => granted,
+            _ => return self.come_back().await,
+        };
+        if granted.is_adopted && !at_once && !granted.is_due() {
+            return Ok(());
+        }
         match self.renew_and_adopt(granted).await {
             Err(Stop::Problem(problem)) if !passes(&problem) => self.come_back().await,
             outcome => outcome,
@@ -29,10 +35,7 @@ impl Attempt<'_> {
         let granted = self.provision(Flow::Ticket).await?.ok_or_else(unexpected)?;
         self.tally.came_back();
         self.device.keep(granted.clone());
-        if granted.renew_at.is_some_and(|renew_at| renew_at <= now()) {
-            return self.renew_and_adopt(granted).await;
-        }
-        Ok(())
+        if granted.is_due() { self.renew_and_adopt(granted).await } else { Ok(()) }
     }
 
     async fn renew_and_adopt(&mut self, granted: Granted) -> Result<(), Stop> {
@@ -85,6 +88,12 @@ impl Attempt<'_> {
         };
         self.device.keep(Granted { is_adopted: true, ..renewed });
         Ok(())
+    }
+}
+
+impl Granted {
+    fn is_due(&self) -> bool {
+        self.renew_at.is_some_and(|renew_at| renew_at <= now())
     }
 }
 

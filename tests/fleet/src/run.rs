@@ -67,7 +67,7 @@ impl<'a> Run<'a> {
             own: server::own_time()? - own_before,
         };
         fleet.bar.finish_and_clear();
-        let held = if self.options.hold { Some(self.hold()?) } else { None };
+        let held = if self.options.hold { Some(self.hold(&fleet)?) } else { None };
         let counts = fleet.tally.counts();
         if let Some(file) = &self.options.plot {
             let lines: Vec<_> = report::latencies(&counts).collect();
@@ -92,6 +92,7 @@ impl<'a> Run<'a> {
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
             own: Semaphore::new(own),
             tally: Arc::new(Tally::new()),
+            at_once: self.options.state.is_none(),
             keeps: renews || self.options.hold || self.options.state.is_some(),
         }))
     }
@@ -118,24 +119,52 @@ impl<'a> Run<'a> {
     }
 
     /// Connects the devices that are awake, pings each, and reads the server's memory while all are
-    /// connected.
-    fn hold(&self) -> Result<Held> {
-        let operational = self.operational.as_ref().context("no listener for devices")?;
-        let listener = SocketAddr::new(operational.host().parse()?, operational.port());
-        let members: Vec<_> = self.devices.iter().filter_map(member).collect();
-        let (count, bar) = (members.len(), progress::bar(members.len(), "connecting"));
-        let took = self.runtime.block_on(async {
-            let began = Instant::now();
-            let mut held = hold::connect(members, listener, &self.broker.roots, &bar).await?;
-            let took = began.elapsed();
+    /// connected. Devices in a state file that the broker refuses prove their TPMs anew first.
+    fn hold(&self, fleet: &Fleet) -> Result<Held> {
+        let (mut held, mut took) = self.connect(self.devices.iter(), self.options.state.is_some())?;
+        let refused: Vec<_> = self.devices.iter().filter(|device| device.is_refused()).collect();
+        if !refused.is_empty() {
+            let again = self.fleet(Course::Renew)?;
+            self.runtime.block_on(again.run(Pace::Closed { concurrency: AT_ONCE }, Duration::ZERO));
+            let back = again.tally.counts();
+            ensure!(back.failed.is_empty(), "refused by the broker, and then: {:?}", back.failed);
+            fleet.tally.counts().came_back += back.came_back;
+            let (connected, longer) = self.connect(refused, false)?;
+            held.extend(connected);
+            took += longer;
+        }
+        self.runtime.block_on(async {
             for connection in &mut held {
                 connection.ping().await?;
             }
             let memory = self.ca.map(OwnCa::usage).transpose()?.map(|usage| usage.memory);
-            anyhow::Ok(Held::new(count, took, memory))
-        });
+            Ok(Held::new(held.len(), took, memory))
+        })
+    }
+
+    /// Connects those devices that are awake. Notes whom the broker refuses, if they `may_come_back`.
+    fn connect<'d>(
+        &self,
+        devices: impl IntoIterator<Item = &'d Device>,
+        may_come_back: bool,
+    ) -> Result<(Vec<hold::Held>, Duration)> {
+        let operational = self.operational.as_ref().context("no listener for devices")?;
+        let listener = SocketAddr::new(operational.host().parse()?, operational.port());
+        let (who, members): (Vec<_>, Vec<_>) =
+            devices.into_iter().filter_map(|device| Some((device, member(device)?))).unzip();
+        let bar = progress::bar(members.len(), "connecting");
+        let (roots, began) = (&self.broker.roots, Instant::now());
+        let connected = self.runtime.block_on(hold::connect(members, listener, roots, &bar))?;
         bar.finish_and_clear();
-        took
+        let mut held = Vec::new();
+        for (device, connected) in who.into_iter().zip(connected) {
+            match connected {
+                Ok(connection) => held.push(connection),
+                Err(_) if may_come_back => device.refuse(),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((held, began.elapsed()))
     }
 }
 
@@ -146,5 +175,7 @@ fn member(device: &Device) -> Option<Member> {
     Some(Member { device_id, chain, key: ik.pkcs8.clone() })
 }
 
+/// Devices that come back at once.
+const AT_ONCE: usize = 64;
 /// Certificates end on whole seconds.
 const A_SECOND: Duration = Duration::from_millis(1100);
