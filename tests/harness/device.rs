@@ -53,7 +53,12 @@ impl Device {
 
     /// `assay-device run` at both listeners of `server`, for [`Agent`](crate::Agent).
     pub fn run(&self, dir: &AssayDir, server: &AssayServer) -> Result<Command> {
-        let mut command = self.connecting("run", &server.bootstrap, &dir.root_pem())?;
+        self.run_at(server, &dir.root_pem())
+    }
+
+    /// As [`run`](Self::run), with a root that is anywhere.
+    pub fn run_at(&self, server: &AssayServer, ca_root: &Path) -> Result<Command> {
+        let mut command = self.connecting("run", &server.bootstrap, ca_root)?;
         command.args(["--operational", &server.operational]);
         Ok(command)
     }

@@ -41,11 +41,8 @@ pub(crate) fn assemble(
             parents.into_iter().map(Bound::Parent).collect()
         }
     };
-    let mut devices: Vec<_> = eks
-        .into_iter()
-        .zip(bounds)
-        .map(|(ek, bound)| Device::new(ek, bound))
-        .collect();
+    let mut devices: Vec<_> =
+        eks.into_iter().zip(bounds).map(|(ek, bound)| Device::new(ek, bound)).collect();
     spoil(&mut devices, options)?;
     Ok(devices)
 }

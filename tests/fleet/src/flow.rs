@@ -133,7 +133,11 @@ impl<'a> Attempt<'a> {
         Proof { claim, ticket: ticket.into() }
     }
 
-    pub(crate) async fn ask(&mut self, kind: &'static str, body: RequestBody) -> Result<ReplyBody, Stop> {
+    pub(crate) async fn ask(
+        &mut self,
+        kind: &'static str,
+        body: RequestBody,
+    ) -> Result<ReplyBody, Stop> {
         self.send(kind, question(body)).await
     }
 

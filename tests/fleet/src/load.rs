@@ -1,7 +1,7 @@
 //! Starts devices, in a closed or an open loop, and runs each to its end.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use assay_mqtt::Backoff;
@@ -132,9 +132,7 @@ impl Fleet {
                 Err(Stop::Wrong(error)) => break self.tally.failed(format!("{error:#}")),
             };
             if started.elapsed() > PATIENCE {
-                break self
-                    .tally
-                    .failed(format!("not done within {} s", PATIENCE.as_secs()));
+                break self.tally.failed(format!("not done within {} s", PATIENCE.as_secs()));
             }
             sleep(backoff.next(wait, u32::from_ne_bytes(random()))).await;
         }

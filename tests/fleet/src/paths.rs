@@ -51,7 +51,8 @@ impl Paths {
 fn verify(leaf: &[u8], issuers: &[&[u8]], anchors: &[TrustAnchor<'_>]) -> Result<()> {
     let leaf = CertificateDer::from(leaf);
     let issuers: Vec<_> = issuers.iter().map(|issuer| CertificateDer::from(*issuer)).collect();
-    let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+    let algorithms =
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
     EndEntityCert::try_from(&leaf)?
         .verify_for_usage(
             algorithms.all,

@@ -64,12 +64,8 @@ impl Attempt<'_> {
         check_same(old, &device_id)?;
         let chain: Vec<_> = reply.chain.iter().map(|certificate| &certificate[..]).collect();
         self.broker.paths.verify(&chain)?;
-        let granted = Granted {
-            device_id,
-            chain: reply.chain,
-            renew_at: reply.renew_at,
-            is_adopted: false,
-        };
+        let granted =
+            Granted { device_id, chain: reply.chain, renew_at: reply.renew_at, is_adopted: false };
         self.device.keep(granted.clone());
         Ok(granted)
     }

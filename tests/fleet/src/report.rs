@@ -69,7 +69,11 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn new(connections: usize, took: Duration, server_memory_kib: Option<Memory>) -> Self {
+    pub(crate) fn new(
+        connections: usize,
+        took: Duration,
+        server_memory_kib: Option<Memory>,
+    ) -> Self {
         Self { connections, seconds: round(took.as_secs_f64(), 3), server_memory_kib }
     }
 }

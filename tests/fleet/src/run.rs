@@ -121,7 +121,8 @@ impl<'a> Run<'a> {
     /// Connects the devices that are awake, pings each, and reads the server's memory while all are
     /// connected. Devices in a state file that the broker refuses prove their TPMs anew first.
     fn hold(&self, fleet: &Fleet) -> Result<Held> {
-        let (mut held, mut took) = self.connect(self.devices.iter(), self.options.state.is_some())?;
+        let (mut held, mut took) =
+            self.connect(self.devices.iter(), self.options.state.is_some())?;
         let refused: Vec<_> = self.devices.iter().filter(|device| device.is_refused()).collect();
         if !refused.is_empty() {
             let again = self.fleet(Course::Renew)?;

@@ -50,7 +50,9 @@ pub(crate) fn save(path: &Path, devices: &[Device]) -> Result<()> {
     let mut file = File::options();
     file.create(true).write(true).truncate(true).mode(0o600);
     file.open(&fresh)
-        .and_then(|mut file| file.write_all(&minicbor::to_vec(&records).map_err(std::io::Error::other)?))
+        .and_then(|mut file| {
+            file.write_all(&minicbor::to_vec(&records).map_err(std::io::Error::other)?)
+        })
         .and_then(|()| fs::rename(&fresh, path))
         .with_context(|| format!("cannot write {}", path.display()))
 }

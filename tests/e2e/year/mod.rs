@@ -1,0 +1,142 @@
+//! A year in five minutes: a fleet and its CA, whose clock is set month by month. Nobody touches a
+//! device.
+
+mod devices;
+mod fleet;
+mod record;
+mod world;
+
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use devices::RealDevice;
+use fleet::Fleet;
+use record::{InForce, months_of_renewals};
+use world::World;
+
+/// Most devices renew in each; who sleeps longest renews in twelve.
+const MONTHS: u32 = 15;
+/// The CA's disk is lost in this month.
+const LOSS: u32 = 5;
+/// A tenth of the simulated devices sleep in this month.
+const SLEEP: u32 = 3;
+
+#[test]
+#[ignore = "takes minutes: cargo xtask test year"]
+fn a_fleet_lives_for_a_year_and_nobody_touches_a_device() -> Result<()> {
+    let began = Instant::now();
+    let mut world = World::new()?;
+    let mut devices = RealDevice::all(&world)?;
+    let fleet = Fleet::provision(&world)?;
+    eprintln!(
+        "day 1: {} simulated devices and {} with software TPMs are provisioned; {:.1} s",
+        fleet::DEVICES,
+        devices.len(),
+        began.elapsed().as_secs_f64()
+    );
+    for month in 1..=MONTHS {
+        let began = Instant::now();
+        world.pass_a_month()?;
+        nobody_who_was_awake_is_without_a_good_certificate(&world, &devices)?;
+        let said = if month == LOSS {
+            lose_the_disk(&mut world, &fleet, &mut devices)?
+        } else {
+            everybody_lives(&world, &fleet, &mut devices)?
+        };
+        eprintln!("month {month}: {said}; {:.1} s", began.elapsed().as_secs_f64());
+    }
+    everybody_renewed(&world, &devices, 12)?;
+    eprintln!("the year took {:.0} s", began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Whoever was awake a month ago has a certificate that is good until it renews now, and so has
+/// whoever slept for less than its certificate is good.
+fn nobody_who_was_awake_is_without_a_good_certificate(
+    world: &World,
+    devices: &[RealDevice],
+) -> Result<()> {
+    let month = world.month;
+    let in_force = InForce::read(world)?;
+    let certified = devices.iter().filter(|device| device.has_certificate());
+    let (found, expected) = (in_force.len(), fleet::DEVICES + certified.clone().count());
+    ensure!(found == expected, "month {month}: {found} certificates in force, not {expected}");
+    let overslept =
+        certified.filter(|device| device.has_overslept(month)).map(|device| &*device.id);
+    let (ended, overslept) = (in_force.ended(world.now()?), overslept.collect::<Vec<_>>());
+    ensure!(ended == overslept, "month {month}: the certificates of {ended:?} have ended");
+    Ok(())
+}
+
+/// Every device that is awake renews, and connects.
+fn everybody_lives(world: &World, fleet: &Fleet, devices: &mut [RealDevice]) -> Result<String> {
+    let (month, since) = (world.month, world.now()?);
+    let asleep = if month == SLEEP { 0.1 } else { 0.0 };
+    let done = side_by_side(devices, || fleet.live(world, asleep), |device| device.live(world))?;
+    ensure!(done.came_back == 0, "month {month}: {} had nothing to renew", done.came_back);
+
+    let in_force = InForce::read(world)?;
+    let awake = devices.iter().filter(|device| !device.is_asleep(month));
+    let certified = awake.clone().filter(|device| device.has_certificate());
+    for RealDevice { name, id, serial, .. } in certified.clone() {
+        let found = in_force.serial_of(id);
+        let is_same = found == serial.as_deref();
+        ensure!(is_same, "month {month}, device {name}: {found:?} is on record, not {serial:?}");
+    }
+    let (old, new) = (in_force.older_than(since), done.awake + certified.count());
+    ensure!(in_force.len() - old.len() == new, "month {month}: these did not renew: {old:?}");
+    let (simulated, real) = (done.awake, awake.count());
+    Ok(format!("{simulated} simulated devices and {real} with TPMs renewed and connected"))
+}
+
+/// The CA is restored from a backup that does not know half of this month's renewals.
+fn lose_the_disk(world: &mut World, fleet: &Fleet, devices: &mut [RealDevice]) -> Result<String> {
+    let known = fleet.live(world, 0.5)?.awake;
+    let (backup, lists) = (world.file("ca.assay"), world.file("lists.pem"));
+    world.assay(&["backup", backup.to_str().context("a path")?])?;
+    everybody_lives(world, fleet, devices)?;
+    world.assay(&["crl", "--pem", "--out", lists.to_str().context("a path")?])?;
+    devices.iter_mut().for_each(RealDevice::expect_trouble);
+    world.restore(&backup, &lists)?;
+
+    let world = &*world;
+    let back = side_by_side(devices, || fleet.live(world, 0.0), |device| device.come_back(world))?;
+    let lost = fleet::DEVICES - known;
+    ensure!(back.came_back == lost, "{} simulated devices came back, not {lost}", back.came_back);
+    let real = devices.len();
+    Ok(format!("the CA is restored; {lost} simulated devices and {real} with TPMs came back"))
+}
+
+/// At the end, it is on record that each device renewed in so many months at least.
+fn everybody_renewed(world: &World, devices: &[RealDevice], months: usize) -> Result<()> {
+    let renewals = months_of_renewals(world)?;
+    let few: Vec<_> = renewals.iter().filter(|(_, number)| **number < months).collect();
+    ensure!(few.is_empty(), "these renewed in too few months: {few:?}");
+    let certified = devices.iter().filter(|device| device.has_certificate());
+    for device in certified.clone() {
+        ensure!(renewals.contains_key(&device.id), "device {} never renewed", device.name);
+    }
+    let (found, expected) = (renewals.len(), fleet::DEVICES + certified.count());
+    ensure!(found == expected, "{found} devices renewed, not {expected}");
+    Ok(())
+}
+
+/// Does something with each device, and `other` meanwhile.
+fn side_by_side<T: Send>(
+    devices: &mut [RealDevice],
+    other: impl FnOnce() -> Result<T> + Send,
+    each: impl Fn(&mut RealDevice) -> Result<()> + Sync,
+) -> Result<T> {
+    thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let each = &each;
+        let all: Vec<_> =
+            devices.iter_mut().map(|device| scope.spawn(move || each(device))).collect();
+        let done: Vec<_> = all.into_iter().map(|one| one.join().expect("no panic")).collect();
+        let other = other.join().expect("no panic");
+        done.into_iter().collect::<Result<()>>()?;
+        other
+    })
+}
