@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Result;
 use tempfile::TempDir;
@@ -15,6 +16,10 @@ pub(crate) struct FakeClock {
 }
 
 impl FakeClock {
+    /// When every process has noticed that it was set. Nothing wakes a process that waits, as the
+    /// kernel would.
+    pub(crate) const NOTICED: Duration = Duration::from_millis(1_500);
+
     /// It is right at first.
     pub(crate) fn new() -> Result<Self> {
         let clock = Self { place: tempfile::tempdir()? };
@@ -22,7 +27,7 @@ impl FakeClock {
         Ok(clock)
     }
 
-    /// Sets it apart by so many seconds. Processes that run notice within a second.
+    /// Sets it apart by so many seconds.
     pub(crate) fn set(&self, offset: i64) -> Result<()> {
         // A process may read the file at any moment.
         let fresh = self.place.path().join("fresh");

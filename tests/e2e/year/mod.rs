@@ -39,13 +39,14 @@ fn a_fleet_lives_for_a_year_and_nobody_touches_a_device() -> Result<()> {
     for month in 1..=MONTHS {
         let began = Instant::now();
         world.pass_a_month()?;
+        let started = began.elapsed();
         nobody_who_was_awake_is_without_a_good_certificate(&world, &devices)?;
         let said = if month == LOSS {
             lose_the_disk(&mut world, &fleet, &mut devices)?
         } else {
             everybody_lives(&world, &fleet, &mut devices)?
         };
-        eprintln!("month {month}: {said}; {:.1} s", began.elapsed().as_secs_f64());
+        eprintln!("month {month}: {said}; start {started:?} {:.1} s", began.elapsed().as_secs_f64());
     }
     everybody_renewed(&world, &devices, 12)?;
     eprintln!("the year took {:.0} s", began.elapsed().as_secs_f64());
@@ -74,7 +75,20 @@ fn nobody_who_was_awake_is_without_a_good_certificate(
 fn everybody_lives(world: &World, fleet: &Fleet, devices: &mut [RealDevice]) -> Result<String> {
     let (month, since) = (world.month, world.now()?);
     let asleep = if month == SLEEP { 0.1 } else { 0.0 };
-    let done = side_by_side(devices, || fleet.live(world, asleep), |device| device.live(world))?;
+    let t = Instant::now();
+    let done = side_by_side(
+        devices,
+        || {
+            let r = fleet.live(world, asleep);
+            eprintln!("TIME fleet {:?}", t.elapsed());
+            r
+        },
+        |device| {
+            let r = device.live(world);
+            eprintln!("TIME {} {:?}", device.name, t.elapsed());
+            r
+        },
+    )?;
     ensure!(done.came_back == 0, "month {month}: {} had nothing to renew", done.came_back);
 
     let in_force = InForce::read(world)?;

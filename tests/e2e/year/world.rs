@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -47,7 +48,12 @@ impl World {
     pub(super) fn pass_a_month(&mut self) -> Result<()> {
         self.month += 1;
         let offset = self.offset();
-        self.server.restart_after(|| self.clock.set(offset))
+        self.server.restart_after(|| {
+            self.clock.set(offset)?;
+            // The resident agents look at it when they are connected again.
+            thread::sleep(FakeClock::NOTICED);
+            Ok(())
+        })
     }
 
     /// Seconds since 1970.
