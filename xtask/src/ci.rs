@@ -23,7 +23,7 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
 /// `cargo xtask test year`: the one test that `test` leaves out, because it takes minutes.
 pub(crate) fn year() -> Result<()> {
     show(cargo(&["build", "--workspace"]).args(BINARIES_AND_TESTS))?;
-    let arguments = ["test", "--workspace", "--test", "e2e", "--", "--ignored", "--nocapture"];
+    let arguments = ["test", "--workspace", "--test", "e2e", "--", "--ignored"];
     show(cargo(&arguments).arg("year::").env("ASSAY_BIN_DIR", bin_dir()?))
 }
 

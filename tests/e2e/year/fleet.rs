@@ -42,7 +42,8 @@ impl Fleet {
 
     fn run(&self, world: &World, arguments: &[&str]) -> Result<Done> {
         let mut command = world.clock.give_to(Command::new(assay_bin("assay-fleet")?));
-        command.args(["--json", "--hold", "--broker", &world.server.bootstrap]);
+        command.args(["--json", "--hold", "--concurrency", "250"]);
+        command.args(["--broker", &world.server.bootstrap]);
         command.args(["--operational", &world.server.operational]);
         command.arg("--ca-root").arg(&world.root).arg("--state").arg(&self.state).args(arguments);
         let output = command.output()?;

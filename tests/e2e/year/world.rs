@@ -25,6 +25,8 @@ pub(super) struct World {
     pub(super) clock: FakeClock,
     /// How many months have passed.
     pub(super) month: u32,
+    /// When this month began, in seconds since 1970.
+    pub(super) began: i64,
     /// The root, as every device was given it on the first day.
     pub(super) root: PathBuf,
     place: TempDir,
@@ -40,13 +42,14 @@ impl World {
         let environment = clock.environment();
         let environment = environment.each_ref().map(|(name, value)| (*name, value.as_os_str()));
         let server = AssayServer::start_with(&dir, &environment)?;
-        Ok(Self { dir, server, clock, month: 0, root, place })
+        Ok(Self { dir, server, clock, month: 0, began: 0, root, place })
     }
 
     /// A month passes, and the CA's machine is started anew: a CA that serves takes no such step of
     /// its clock for true.
     pub(super) fn pass_a_month(&mut self) -> Result<()> {
         self.month += 1;
+        self.began = self.now()?;
         let offset = self.offset();
         self.server.restart_after(|| {
             self.clock.set(offset)?;
