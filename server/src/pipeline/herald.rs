@@ -43,6 +43,7 @@ pub(super) fn run(
         let ca = Arc::clone(&outfit.borrow().ca);
         // Another CA signs another list.
         let last = published.as_ref().filter(|published| Arc::ptr_eq(&published.ca, &ca));
+        let started = Instant::now();
         match publish(ca, &mut *store, last, outbox, now) {
             Ok(Some(now_published)) => published = Some(now_published),
             Ok(None) => {}
@@ -50,7 +51,7 @@ pub(super) fn run(
                 error!(error = %refusal, "the revocation list could not be published; trying again")
             }
         }
-        match arrived.recv_timeout(POLL) {
+        match arrived.recv_timeout(pause_after(started.elapsed())) {
             Ok(()) => published = None,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
@@ -94,8 +95,28 @@ fn publish(
     Ok(Some(Published { ca, changes, at: Instant::now() }))
 }
 
-/// How late a revocation is published at most.
+/// How long to wait before the next look, after one that took so long. Each renewal ends a
+/// certificate, so the list of a large fleet is long and changes all the time; nobody is to wait for
+/// it much of the time.
+fn pause_after(took: Duration) -> Duration {
+    POLL.max(REST * took)
+}
+
+/// How late a revocation is published at most, unless the list takes long.
 const POLL: Duration = Duration::from_secs(1);
+/// For so many times as long as a list took, there is no other one: it takes 5 % of the time at most.
+const REST: u32 = 20;
 /// Brokers take packets of 64 KiB. This leaves some room for the head of the packet, and holds
 /// about 1,300 certificates.
 pub const MAX_LIST: usize = 63 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_takes_long_is_made_less_often() {
+        assert_eq!(pause_after(Duration::from_millis(3)), POLL);
+        assert_eq!(pause_after(Duration::from_millis(700)), Duration::from_secs(14));
+    }
+}
