@@ -8,7 +8,7 @@ mod world;
 
 use std::io::{self, Write};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -32,7 +32,10 @@ fn a_fleet_lives_for_a_year_and_nobody_touches_a_device() -> Result<()> {
     let mut devices = RealDevice::all(&world)?;
     let fleet = Fleet::provision(&world)?;
     let (simulated, real) = (fleet::DEVICES, devices.len());
-    say(&format!("day 1: {simulated} simulated devices and {real} with TPMs"), began);
+    say(&format!(
+        "day 1: {simulated} simulated devices and {real} with TPMs; {:.1?}",
+        began.elapsed()
+    ));
     for month in 1..=MONTHS {
         let began = Instant::now();
         world.pass_a_month()?;
@@ -42,17 +45,17 @@ fn a_fleet_lives_for_a_year_and_nobody_touches_a_device() -> Result<()> {
         } else {
             everybody_lives(&world, &fleet, &mut devices)?
         };
-        say(&format!("month {month}: {said}"), began);
+        say(&format!("month {month}: {said}; {:.1?}", began.elapsed()));
     }
     everybody_renewed(&world, &devices, 12)?;
-    say("the year is over", began);
+    say(&format!("the year took {:.0?}", began.elapsed()));
     Ok(())
 }
 
 /// Tells how far the year is, also where a test's output is kept until it fails.
-fn say(what: &str, since: Instant) {
+fn say(what: &str) {
     // Nobody may be listening.
-    _ = writeln!(io::stderr(), "{what}; {:.1} s", since.elapsed().as_secs_f64());
+    _ = writeln!(io::stderr(), "{what}");
 }
 
 /// The first of many, for a message.
@@ -131,20 +134,29 @@ fn everybody_renewed(world: &World, devices: &[RealDevice], months: usize) -> Re
     Ok(())
 }
 
-/// Does something with each device, and `other` meanwhile.
+/// Does something with each device, and something else meanwhile.
 fn side_by_side<T: Send>(
     devices: &mut [RealDevice],
     other: impl FnOnce() -> Result<T> + Send,
     each: impl Fn(&mut RealDevice) -> Result<()> + Sync,
 ) -> Result<T> {
+    let began = Instant::now();
     thread::scope(|scope| {
-        let other = scope.spawn(other);
+        let other = scope.spawn(move || (other(), began.elapsed()));
         let each = &each;
-        let all: Vec<_> =
-            devices.iter_mut().map(|device| scope.spawn(move || each(device))).collect();
-        let done: Vec<_> = all.into_iter().map(|one| one.join().expect("no panic")).collect();
-        let other = other.join().expect("no panic");
-        done.into_iter().collect::<Result<()>>()?;
-        other
+        let all: Vec<_> = devices
+            .iter_mut()
+            .map(|device| scope.spawn(move || (each(device), began.elapsed(), device.name)))
+            .collect();
+        let mut slowest = (Duration::ZERO, "");
+        let mut done = Ok(());
+        for device in all {
+            let (outcome, took, name) = device.join().expect("no panic");
+            done = done.and(outcome);
+            slowest = slowest.max((took, name));
+        }
+        let ((other, took), (longest, name)) = (other.join().expect("no panic"), slowest);
+        say(&format!("  the simulated devices took {took:.1?}, the device {name} {longest:.1?}"));
+        done.and(other)
     })
 }
