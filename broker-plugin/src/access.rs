@@ -181,7 +181,9 @@ impl Access {
             (
                 Role::Worker,
                 Topic::Chain(scope)
+                | Topic::Configuration(scope)
                 | Topic::Crl(scope)
+                | Topic::CrlOf(scope, _)
                 | Topic::Event(scope, _)
                 | Topic::Reply(scope, _),
             ) => scope == self.scope,
@@ -194,7 +196,9 @@ impl Access {
     pub fn may_retain(&self, topic: &str) -> bool {
         self.may_publish(topic)
             && match Topic::parse(topic) {
-                Some(Topic::Chain(_) | Topic::Crl(_)) => true,
+                Some(
+                    Topic::Chain(_) | Topic::Configuration(_) | Topic::Crl(_) | Topic::CrlOf(..),
+                ) => true,
                 Some(Topic::Device(..)) => matches!(self.role, Role::Device { .. }),
                 _ => false,
             }
@@ -215,7 +219,9 @@ impl Access {
                 filter.starts_with(&format!("device/v1/{scope}/{own}/"))
                     || filter == Topic::Reply(scope.clone(), own.into()).to_string()
                     || filter == Topic::Chain(scope.clone()).to_string()
+                    || filter == Topic::Configuration(scope.clone()).to_string()
                     || filter == Topic::Crl(scope.clone()).to_string()
+                    || matches!(Topic::parse(filter), Some(Topic::CrlOf(other, _)) if other == *scope)
             }
             Role::Operator => is_readable(filter),
             // Whatever is on record: nothing that an operator may not read.
@@ -488,6 +494,7 @@ mod tests {
             "provision/v1/default/+/reply".into(),
             "ca/v1/default/chain".into(),
             "ca/v1/default/crl".into(),
+            "ca/v1/default/crl/00ff".into(),
         ];
         for topic in &strange {
             assert!(!access.may_publish(topic), "publishes {topic}");
@@ -545,6 +552,7 @@ mod tests {
             "provision/v1/default/pump-17/reply",
             "ca/v1/default/chain",
             "ca/v1/default/crl",
+            "ca/v1/default/crl/00ff",
         ] {
             assert!(access.may_subscribe(filter), "{filter}");
         }
@@ -598,6 +606,9 @@ mod tests {
             "ca/v1/default/+",
             "ca/v1/other/chain",
             "ca/v1/default/key",
+            "ca/v1/default/crl/+",
+            "ca/v1/default/crl/0",
+            "ca/v1/other/crl/00ff",
             "provision/v1/default/pump-18/request",
             "provision/v1/default/pump-18/reply",
             "provision/v1/default/+/reply",
@@ -607,9 +618,12 @@ mod tests {
             assert!(!access.may_publish(topic), "publishes {topic}");
             assert!(!access.may_subscribe(topic), "hears {topic}");
         }
-        for topic in
-            ["ca/v1/default/chain", "ca/v1/default/crl", "provision/v1/default/pump-17/reply"]
-        {
+        for topic in [
+            "ca/v1/default/chain",
+            "ca/v1/default/crl",
+            "ca/v1/default/crl/00ff",
+            "provision/v1/default/pump-17/reply",
+        ] {
             assert!(!access.may_publish(topic), "publishes {topic}");
         }
         assert!(!access.may_subscribe("provision/v1/default/pump-17/request"));
@@ -945,6 +959,7 @@ mod tests {
             ("fleet/v1/default/pump-17/event".into(), false),
             ("ca/v1/default/chain".into(), true),
             ("ca/v1/default/crl".into(), true),
+            ("ca/v1/default/crl/00ff".into(), true),
         ] {
             assert!(access.may_publish(&topic), "{topic}");
             assert_eq!(access.may_retain(&topic), retain, "{topic}");
@@ -960,6 +975,8 @@ mod tests {
             "fleet/v1/other/pump-17/event",
             "fleet/v1/default/pump-17/other",
             "ca/v1/other/chain",
+            "ca/v1/other/crl/00ff",
+            "ca/v1/default/crl/not-hex",
             "ca/v1/default/key",
             "device/v1/default/pump-17/command",
         ] {

@@ -168,12 +168,11 @@ fn ticket(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
         group,
         "sign",
         || world.prepare(readmitted()),
-        |prepared| Issued::<Proven>::sign(prepared, &world.ca.issuer),
+        |prepared| Issued::<Proven>::sign(prepared),
     );
-    let certificate =
-        Issued::<Proven>::sign(world.prepare(readmitted()), &world.ca.issuer).unwrap();
+    let certificate = Issued::<Proven>::sign(world.prepare(readmitted())).unwrap();
     step(group, "certificate encode", || {
-        let reply = certificate.reply(&world.ca.issuer).unwrap();
+        let reply = certificate.reply();
         World::reply(ID, ReplyBody::Certificate(reply))
     });
 }

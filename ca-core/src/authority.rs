@@ -5,16 +5,19 @@ use assay_wire::{DeviceId, Identity, IdentityName, Scope};
 use rand_core::CryptoRng;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use time::{Duration, OffsetDateTime};
+use time::{Duration, OffsetDateTime, UtcOffset};
 use zeroize::Zeroizing;
 
 use crate::Fault;
+use crate::der::{element, tag};
 use crate::issue::serial_number;
+use crate::oid;
 use crate::x509::parse_certificate;
 
 /// A CA certificate and its P-256 key.
@@ -29,12 +32,51 @@ pub struct Authority {
 impl Authority {
     /// A self-signed root, valid for [`ROOT_LIFETIME`]. `name` becomes its organisation.
     pub fn root(name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
+        Self::self_signed(root_params(name, &format!("{name} Root CA"), now, rng), new_key()?)
+    }
+
+    /// The root after this one, and the certificate with which this one certifies it: *newWithOld*
+    /// (RFC 4210 §4.4), in PEM. Whoever trusts this root verifies by it what the new one signed,
+    /// until this one ends.
+    ///
+    /// The two roots have different names, because some who build paths choose by the name alone.
+    /// Devices take this certificate for that of a root by the policy in it (docs/protocol.md, *A
+    /// new root*), so nothing else that a root signs may have that policy.
+    ///
+    /// # Errors
+    /// This root's certificate cannot be read, or a signature cannot be made.
+    pub fn next_root(
+        &self,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(Self, String), Fault> {
+        let name = self.organisation()?;
+        let params = root_params(&name, &format!("{name} Root CA {}", stamp(now)), now, rng);
+
         let key = new_key()?;
-        let mut params =
-            ca_params(name, "Root CA", BasicConstraints::Unconstrained, ROOT_LIFETIME, now, rng);
-        // Only the root has it, because the issuing CA's name is sent twice with each device
-        // certificate.
-        params.distinguished_name.push(DnType::OrganizationName, name);
+        let mut cross = params.clone();
+        cross.use_authority_key_identifier_extension = true;
+        cross.custom_extensions =
+            vec![CustomExtension::from_oid_content(oid::CERTIFICATE_POLICIES, new_root_policies())];
+        set_times_and_serial(&mut cross, ROOT_LIFETIME, now, rng);
+        cross.not_after = cross.not_after.min(self.not_after);
+        let cross =
+            cross.signed_by(&key, &self.issuer).map_err(fault("certifying the new root"))?;
+        Ok((Self::self_signed(params, key)?, cross.pem()))
+    }
+
+    /// The name that this root was made with.
+    fn organisation(&self) -> Result<String, Fault> {
+        let unreadable = || fault("reading the root")("it is not an X.509 certificate");
+        let own = CertificateDer::from_pem_slice(self.certificate.as_bytes());
+        let own = own.map_err(fault("reading the root"))?;
+        let own = parse_certificate(&own).ok_or_else(unreadable)?;
+        let mut organisations = own.subject().iter_organization();
+        let name = organisations.next().and_then(|name| name.as_str().ok());
+        Ok(name.unwrap_or("Assay").to_owned())
+    }
+
+    fn self_signed(params: CertificateParams, key: KeyPair) -> Result<Self, Fault> {
         let certificate = params.self_signed(&key).map_err(fault("signing the root"))?.pem();
         let not_after = params.not_after;
         Ok(Self { certificate, not_after, issuer: rcgen::Issuer::new(params, key) })
@@ -51,7 +93,19 @@ impl Authority {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        self.subordinate(name, "Issuing CA", vec![ExtendedKeyUsagePurpose::ClientAuth], now, rng)
+        self.issuing_called(&format!("{name} Issuing CA"), now, rng)
+    }
+
+    /// The same with this common name, which differs from that of the one before.
+    pub fn issuing_called(
+        &self,
+        common_name: &str,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        let mut params = issuing_params(common_name);
+        set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
+        self.subordinate(params)
     }
 
     /// The service CA under this root, for brokers, workers, operators and backends. It has its own
@@ -63,22 +117,40 @@ impl Authority {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        let usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        self.subordinate(name, "Service CA", usages, now, rng)
+        self.service_called(&format!("{name} Service CA"), now, rng)
     }
 
-    fn subordinate(
+    fn service_called(
         &self,
-        name: &str,
-        role: &str,
-        usages: Vec<ExtendedKeyUsagePurpose>,
+        common_name: &str,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
+        let mut params = ca_params(common_name, BasicConstraints::Constrained(0));
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
+        self.subordinate(params)
+    }
+
+    /// The service CA after another one. Its name has the time, because relying parties find the
+    /// issuer of a certificate and of a revocation list by its name.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn next_service(
+        &self,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        let name = format!("{} Service CA {}", self.organisation()?, stamp(now));
+        self.service_called(&name, now, rng)
+    }
+
+    /// None outlives this root.
+    fn subordinate(&self, mut params: CertificateParams) -> Result<Self, Fault> {
         let key = new_key()?;
-        let mut params =
-            ca_params(name, role, BasicConstraints::Constrained(0), ISSUING_LIFETIME, now, rng);
-        params.extended_key_usages = usages;
+        params.not_after = params.not_after.min(self.not_after);
         params.use_authority_key_identifier_extension = true;
         let certificate =
             params.signed_by(&key, &self.issuer).map_err(fault("signing a CA"))?.pem();
@@ -243,25 +315,71 @@ pub const THROW_AWAY_PREFIX: &str = "assay-check-";
 /// How far the clock of a device that verifies a fresh certificate may be behind.
 const BACKDATE: Duration = Duration::hours(1);
 
+/// A time as it stands in names of CAs: to the second, so that no two are alike.
+fn stamp(now: OffsetDateTime) -> String {
+    let now = now.to_offset(UtcOffset::UTC);
+    let (date, time) = (now.date(), now.time());
+    format!(
+        "{:04}{:02}{:02}T{:02}{:02}{:02}Z",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        time.hour(),
+        time.minute(),
+        time.second()
+    )
+}
+
+/// CertificatePolicies (RFC 5280 §4.2.1.4): that this is a new root, and any policy, because a
+/// policy that a CA's certificate lacks counts in none below it.
+fn new_root_policies() -> Vec<u8> {
+    let information = |policy| element(tag::SEQUENCE, &[&element(tag::OID, &[policy])]);
+    element(tag::SEQUENCE, &[&information(oid::NEW_ROOT), &information(oid::ANY_POLICY)])
+}
+
+fn root_params(
+    name: &str,
+    common_name: &str,
+    now: OffsetDateTime,
+    rng: &mut dyn CryptoRng,
+) -> CertificateParams {
+    let mut params = ca_params(common_name, BasicConstraints::Unconstrained);
+    set_times_and_serial(&mut params, ROOT_LIFETIME, now, rng);
+    // Only a root has it, because the issuing CA's name is sent twice with each device certificate.
+    params.distinguished_name.push(DnType::OrganizationName, name);
+    params
+}
+
 fn new_key() -> Result<KeyPair, Fault> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(fault("making a key"))
 }
 
-fn ca_params(
-    name: &str,
-    role: &str,
-    constraints: BasicConstraints,
-    lifetime: Duration,
-    now: OffsetDateTime,
-    rng: &mut dyn CryptoRng,
-) -> CertificateParams {
+fn ca_params(common_name: &str, constraints: BasicConstraints) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, format!("{name} {role}"));
+    params.distinguished_name.push(DnType::CommonName, common_name);
     params.is_ca = IsCa::Ca(constraints);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    set_times_and_serial(&mut params, lifetime, now, rng);
     params
+}
+
+fn issuing_params(common_name: &str) -> CertificateParams {
+    let mut params = ca_params(common_name, BasicConstraints::Constrained(0));
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+/// A new key for an issuing CA that somebody else certifies: PKCS#8 in PEM.
+pub fn issuing_key() -> Result<Zeroizing<String>, Fault> {
+    Ok(Zeroizing::new(new_key()?.serialize_pem()))
+}
+
+/// A request to certify this key as an issuing CA of this name: PKCS #10 (RFC 2986) in PEM, with
+/// the extensions that [`Issuer::fit_to_issue`](crate::Issuer::fit_to_issue) wants.
+pub fn issuing_request(common_name: &str, key: &str) -> Result<String, Fault> {
+    let key = KeyPair::from_pem(key).map_err(fault("reading an issuing CA's key"))?;
+    let request = issuing_params(common_name).serialize_request(&key);
+    request.and_then(|request| request.pem()).map_err(fault("writing a request"))
 }
 
 fn set_times_and_serial(

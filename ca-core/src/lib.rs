@@ -85,8 +85,10 @@ pub mod tpm;
 
 mod der;
 mod oid;
-mod secret;
 mod x509;
+
+mod secret;
+pub use secret::Overlapping;
 
 mod rejection;
 pub use rejection::{Failure, Fault, Rejection};
@@ -137,12 +139,13 @@ pub use flows::shared_key::{
     AdmittedParent, AuthenticatedDevice, FirstUse, KeyOffer, Login, LoginRefused, MasterSecret,
     OfferedKey, SharedKey, TOKEN_LIFETIME, Token, TokenRefused,
 };
-pub use flows::ticket::{CLAIM_LIFETIME, Challenge, ProvenDevice, Readmitted};
+pub use flows::ticket::{CLAIM_LIFETIME, Challenge, Instead, ProvenDevice, Readmitted};
 
 mod issue;
 pub use issue::{
-    CertificateFacts, Issued, Issuer, IssuerError, Prepared, Proven, REVOCATION_LIST_LIFETIME,
-    Renewed, RevocationListRead, RevocationReason, Revoked, Unproven,
+    CertificateFacts, HANDOVER, Issued, Issuer, IssuerError, Issuers, IssuersError, MAX_KEY_ID,
+    Prepared, Proven, REVOCATION_LIST_LIFETIME, Renewed, RevocationListRead, RevocationReason,
+    Revoked, Scheduled, Unproven,
 };
 
 mod plan;
@@ -151,8 +154,14 @@ pub use plan::{Adopting, Certification, Confirming, Renewing, Sealing};
 mod authority;
 pub use authority::{
     Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, ROOT_LIFETIME,
-    THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX,
+    THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX, issuing_key, issuing_request,
 };
+
+mod configuration;
+pub use configuration::ConfigurationSigner;
+
+mod new_root;
+pub use new_root::{NewRoot, NotANewRoot};
 
 #[cfg(feature = "unchecked")]
 pub mod unchecked;

@@ -64,8 +64,9 @@ pub(crate) enum KeyChange {
 impl KeyChange {
     /// Decides on an IK. `decided_at` is when the CA decided on the certificate for it.
     ///
-    /// If the device has a certificate for another IK, that certificate must be older. Otherwise
-    /// two certificates could replace each other for as long as they are valid. The policy of the
+    /// If the device has a certificate for another IK, that one must have come into force before.
+    /// Otherwise two certificates could replace each other for as long as they are valid, and a
+    /// delayed message could bring a key back that its TPM no longer has. The policy of the
     /// enrolment and the quota apply too.
     pub(crate) fn decide(
         ek: EkId,
@@ -82,7 +83,7 @@ impl KeyChange {
         if records.reprovision() == Reprovision::Never {
             return Err(Rejection::ReprovisionRefused { ek });
         }
-        if certificate.issued_at >= decided_at {
+        if certificate.in_force_since >= decided_at {
             return Err(Rejection::ClaimOutdated { issued_at: decided_at });
         }
         let count = registration.recent_certificates;

@@ -111,6 +111,8 @@ pub struct CertificateOnRecord {
     pub ik_id: [u8; 32],
     /// When it was issued.
     pub issued_at: OffsetDateTime,
+    /// When it came into force: later than it was issued, if it waited.
+    pub in_force_since: OffsetDateTime,
 }
 
 /// What is on record about an EK and the device id in question.

@@ -1,4 +1,6 @@
-//! Secrets of a CA, each in a file of 32 random bytes.
+//! Secrets of a CA, each in a file of 32 random bytes, and how one takes over from another.
+
+use time::OffsetDateTime;
 
 /// A secret that is wiped when it is dropped, and whose `Debug` shows nothing.
 macro_rules! secret {
@@ -38,3 +40,40 @@ macro_rules! secret {
 }
 
 pub(crate) use secret;
+
+/// A secret of the CA, and the next one from a time on, while the two overlap.
+///
+/// Something is made with the one [in use](Self::in_use), and accepted from both (SP 800-57 Part 1,
+/// 5.3.4: the originator's and the recipient's usage period). So a worker accepts what another made
+/// whose clock is ahead, and what was made before the time.
+#[derive(Clone, Debug)]
+pub struct Overlapping<K> {
+    first: K,
+    next: Option<(OffsetDateTime, K)>,
+}
+
+impl<K> Overlapping<K> {
+    /// One secret, and the one that is used in its place from a time on, if there is one.
+    pub fn new(first: K, next: Option<(OffsetDateTime, K)>) -> Self {
+        Self { first, next }
+    }
+
+    /// The secret to make something with.
+    pub fn in_use(&self, now: OffsetDateTime) -> &K {
+        match &self.next {
+            Some((from, next)) if *from <= now => next,
+            _ => &self.first,
+        }
+    }
+
+    /// The secrets that are accepted, the newer one first.
+    pub(crate) fn accepted(&self) -> impl Iterator<Item = &K> {
+        self.next.iter().map(|(_, next)| next).chain([&self.first])
+    }
+}
+
+impl<K> From<K> for Overlapping<K> {
+    fn from(only: K) -> Self {
+        Self::new(only, None)
+    }
+}

@@ -46,7 +46,7 @@ pub fn confirmed(
     key: &TicketKey,
     decided_at: OffsetDateTime,
 ) -> Option<Confirmed> {
-    Confirmed::unchecked(certificate, key, decided_at)
+    Confirmed::unchecked(certificate, &key.clone().into(), decided_at)
 }
 
 /// An offer of a shared key.

@@ -2,18 +2,23 @@
 
 use std::time::Duration;
 
-use assay_device_core::{Action, Event, Failure, Machine, Provisioned, SealedBox, Step, Traffic};
+use assay_device_core::{
+    Action, Event, Failure, Machine, Provisioned, SealedBox, Step, TpmOperation, Traffic,
+};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest;
-use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
+use crate::configuration;
 use crate::ek_certificate;
 use crate::error::Error;
 use crate::link::Broker;
+use crate::operational_line::OperationalLine;
 use crate::operations::Operations;
 use crate::progress::{Progress, Steps};
+use crate::roots;
 use crate::state::StateDirectory;
 use crate::talk::Talk;
 use crate::tpm::{TpmError, TpmThread};
@@ -23,7 +28,8 @@ use crate::verify;
 pub(crate) struct Agent<'a> {
     pub(crate) tpm: &'a TpmThread,
     pub(crate) state: &'a StateDirectory,
-    pub(crate) roots: &'a RootCertStore,
+    /// Those that the device was given.
+    pub(crate) roots: &'a [CertificateDer<'static>],
     pub(crate) clock: &'a Clock,
 }
 
@@ -45,12 +51,14 @@ pub struct Cost {
 }
 
 impl Agent<'_> {
-    /// Runs a machine that began at time zero and may take until `deadline`. `ek_certificate` is
+    /// Runs a machine that began at time zero and may take until `deadline`. It asks over the
+    /// `operational` connection first, if there is one. `ek_certificate` is
     /// the EK certificate that its request has.
     pub(crate) fn run(
         &self,
         mut machine: Machine<Provisioned>,
         broker: Broker,
+        operational: Option<OperationalLine>,
         deadline: Duration,
         ek_certificate: Option<&[u8]>,
         progress: Progress<'_>,
@@ -58,12 +66,19 @@ impl Agent<'_> {
         let tpm_before = self.tpm.spent();
         let mut operations = Operations::new(self.tpm);
         let connected = format!("connected to {}", broker.url);
-        let mut talk = Talk::start(broker);
+        let mut talk = Talk::start(broker).by(operational);
         let mut steps = Steps::start(progress);
         while let Some(action) = machine.poll_action() {
             let event = match action {
                 Action::Tpm(operation) => {
+                    let removed = match &operation {
+                        TpmOperation::RemoveKey { handle, .. } => Some(*handle),
+                        _ => None,
+                    };
                     let answer = operations.run(operation);
+                    if let (Some(handle), Ok(_)) = (removed, &answer) {
+                        self.state.forget_private(handle)?;
+                    }
                     if let Some((handle, private)) = operations.take_created() {
                         self.state.keep_private(handle, &private)?;
                     }
@@ -75,16 +90,31 @@ impl Agent<'_> {
                 }
                 Action::VerifyPath(chain) => {
                     let now = self.clock.at(&chain);
-                    Some(Event::PathVerified(verify::path(&chain, self.roots, now)))
+                    let roots = roots::trusted(self.roots, self.state.path())?;
+                    Some(Event::PathVerified(verify::path(&chain, &roots, now)))
+                }
+                Action::Pin(root) => {
+                    let now = self.clock.at([&root]);
+                    Some(Event::Pinned(roots::pin(&root, self.roots, self.state, now)?))
                 }
                 Action::Unseal(sealed) => Some(Event::Unsealed(unseal(&sealed))),
                 Action::Digest(bytes) => Some(Event::Digest(sha256(&bytes))),
+                Action::Configuration(received) => {
+                    let roots = roots::trusted(self.roots, self.state.path())?;
+                    let kept = configuration::keep(&received, self.state, &roots, self.clock)?;
+                    Some(Event::Configuration(kept.map_err(|error| error.to_string())))
+                }
                 Action::Clock => Some(Event::Clock(self.clock.now().as_secs())),
                 Action::Progress(step) => {
                     match &step {
                         Step::Connected => steps.done(&connected),
                         Step::Retry { .. } => steps.tell(&step.to_string(), talk.now()),
-                        Step::TryingEk { .. } | Step::NotDue(_) | Step::RenewalRefused(_) => {
+                        Step::TryingEk { .. }
+                        | Step::NotDue(_)
+                        | Step::RenewalRefused(_)
+                        | Step::RekeyRefused(_)
+                        | Step::RootRefused(_)
+                        | Step::ConfigurationRefused(_) => {
                             steps.tell(&step.to_string(), Duration::ZERO)
                         }
                         Step::RenewalPostponed(_) => {

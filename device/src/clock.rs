@@ -79,6 +79,11 @@ impl Clock {
     }
 }
 
+/// The first moment at which a whole chain of certificates was valid.
+pub(crate) fn beginning_of(chain: &[CertificateDer<'_>]) -> UnixTime {
+    seconds(chain.iter().filter_map(|it| not_before(it)).max().unwrap_or_default())
+}
+
 /// When a certificate begins to be valid, in seconds since 1970; `None` if it cannot be read.
 fn not_before(certificate: &[u8]) -> Option<u64> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;

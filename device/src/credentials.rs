@@ -14,6 +14,7 @@ use crate::broker_certificate;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::key::IdentityKey;
+use crate::roots;
 use crate::state;
 use crate::times::is_more_than_a_day;
 use crate::token::{self, Token};
@@ -25,7 +26,8 @@ use crate::verify;
 pub(crate) struct Credentials<'a> {
     pub(crate) tpm: &'a TpmThread,
     pub(crate) state: &'a Path,
-    pub(crate) roots: &'a RootCertStore,
+    /// Those that the device was given.
+    pub(crate) roots: &'a [CertificateDer<'static>],
     pub(crate) clock: &'a Clock,
 }
 
@@ -47,7 +49,7 @@ impl Credentials<'_> {
         self.clock.refuse_if_behind()?;
         if let Some(Grant::SharedKey(grant)) = self.memory()?.in_use {
             let Token { device_id, password, .. } = self.token(lifetime)?;
-            let (roots, clock) = (self.roots.clone(), self.clock.clone());
+            let (roots, clock) = (self.trusted()?, self.clock.clone());
             let tls = broker_certificate::server_authenticated_tls(roots, clock)?;
             let scope = grant.record.shown.scope;
             return Ok(SignIn { scope, device_id, tls, password: Some(password), serial: None });
@@ -76,6 +78,10 @@ impl Credentials<'_> {
         Err(first.unwrap_or_else(none))
     }
 
+    fn trusted(&self) -> Result<RootCertStore, Error> {
+        roots::trusted(self.roots, self.state)
+    }
+
     fn memory(&self) -> Result<assay_device_core::Memory, Error> {
         state::memory(self.state)
     }
@@ -89,8 +95,9 @@ impl Credentials<'_> {
             .tpm
             .call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
         let public = found.ok_or(Error::KeyGone { key: "an identity key", handle })?;
+        let roots = self.trusted()?;
         let certificate = self
-            .verify(&grant, &grant.record.shown.scope, &public.key)
+            .verify(&grant, &roots, &grant.record.shown.scope, &public.key)
             .map_err(|error| self.unusable(&error))?;
         Ok((IdentityKey { tpm: self.tpm.clone(), handle, kind, public: public.key }, certificate))
     }
@@ -117,13 +124,14 @@ impl Credentials<'_> {
     fn verify(
         &self,
         grant: &CertificateGrant,
+        roots: &RootCertStore,
         scope: &Scope,
         key: &PublicKey,
     ) -> Result<DeviceCertificate, AnswerError> {
         verify::device_certificate(
             grant.chain.clone(),
             grant.renew_at,
-            self.roots,
+            roots,
             key,
             scope,
             self.clock.at(&grant.chain),
@@ -160,8 +168,9 @@ impl Credentials<'_> {
         key: &IdentityKey,
         chain: Vec<CertificateDer<'static>>,
     ) -> Result<ClientConfig, Error> {
-        let mut config = key.tls_config(self.roots.clone(), chain)?;
-        broker_certificate::judge_by(&mut config, self.roots.clone(), self.clock.clone())?;
+        let roots = self.trusted()?;
+        let mut config = key.tls_config(roots.clone(), chain)?;
+        broker_certificate::judge_by(&mut config, roots, self.clock.clone())?;
         Ok(config)
     }
 }

@@ -20,7 +20,9 @@ use crate::clock::Clock;
 use crate::ek_certificate;
 use crate::error::Error;
 use crate::link::Broker;
+use crate::operational_line::OperationalLine;
 use crate::progress::Progress;
+use crate::roots;
 use crate::state::StateDirectory;
 use crate::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tcti, Tpm, Tpm2, TpmThread};
 
@@ -37,7 +39,7 @@ pub struct DeviceOptions {
     /// The state directory; made if it is not there.
     pub state: PathBuf,
     /// The CA's root certificates. The broker's certificate and the device's own one must lead to
-    /// one of them.
+    /// one of them, or to a new root that one of them certified and the CA sent.
     pub ca_roots: Vec<CertificateDer<'static>>,
     /// Whether the device has no clock. Then it takes the time to be no earlier than the first day
     /// of the CA's roots, and of any certificate that they lead to. It may accept an expired
@@ -146,7 +148,8 @@ pub enum Credential {
 pub struct Device {
     tpm: TpmThread,
     state: StateDirectory,
-    roots: RootCertStore,
+    /// Those that the device was given.
+    roots: Vec<CertificateDer<'static>>,
     clock: Clock,
 }
 
@@ -164,8 +167,9 @@ impl Device {
         options: DeviceOptions,
     ) -> Result<Self, Error> {
         let clock = Clock::new(!options.no_clock, &options.ca_roots);
-        let roots = root_store(options.ca_roots)?;
-        let state = StateDirectory::open(&options.state)?;
+        let (roots, state) = (options.ca_roots, StateDirectory::open(&options.state)?);
+        // Says at once if one cannot be used.
+        _ = roots::trusted(&roots, state.path())?;
         // If the state cannot be read, the function that needs it reports that.
         if let Some(shown) = state.memory().ok().and_then(|memory| memory.granted_for()) {
             tpm.expect_ek(shown.ek, *shown.ek_id.as_bytes());
@@ -207,13 +211,13 @@ impl Device {
             progress(&copy, Duration::ZERO);
         }
         if !self.state.was_refused() {
-            return self.run_to_the_end(request.to_core(), request, progress);
+            return self.run_to_the_end(request.to_core(), None, request, progress);
         }
         progress("a broker refused the credential in use: asking the CA", Duration::ZERO);
         let has_key = matches!(self.state.memory()?.in_use, Some(Grant::SharedKey(_)));
         let to_core = core::ProvisionRequest { renew: !has_key, ..request.to_core() };
         let to_core = core::ProvisionRequest { again: has_key || request.again, ..to_core };
-        let provisioned = self.run_to_the_end(to_core, request, progress)?;
+        let provisioned = self.run_to_the_end(to_core, None, request, progress)?;
         self.state.set_refused(false)?;
         Ok(provisioned)
     }
@@ -233,14 +237,52 @@ impl Device {
         request: &ProvisionRequest,
         progress: Progress<'_>,
     ) -> Result<Provisioned, Error> {
-        match self.state.memory()?.credentials().next() {
-            Some(Grant::Certificate(_)) => {}
-            Some(Grant::SharedKey(_)) => return Err(Error::NoCertificate),
-            None => return Err(Error::NotProvisioned("there is no certificate to renew".into())),
-        }
+        self.renew_over(None, request, progress)
+    }
+
+    /// The same, over the operational connection that is there. If the CA does not answer there, it
+    /// is asked at the bootstrap listener.
+    pub(crate) fn renew_over(
+        &self,
+        operational: Option<OperationalLine>,
+        request: &ProvisionRequest,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
+        self.refuse_without_certificate("there is no certificate to renew")?;
         self.judge_clock(progress)?;
         let to_renew = core::ProvisionRequest { renew: true, ..request.to_core() };
-        self.run_to_the_end(to_renew, request, progress)
+        self.run_to_the_end(to_renew, operational, request, progress)
+    }
+
+    /// Has the TPM make another identity key, of the kind that the request names or of the kind in
+    /// use, and gets a certificate for it by the ticket flow. The certificate in use stays good
+    /// until the new one is adopted, or used to connect; then its key is removed from the TPM. The
+    /// request's handle and flow are not used: the new key gets a free handle.
+    ///
+    /// The process may be killed at any moment: the device can sign in with one of the two, and the
+    /// next [`provision`](Self::provision) finishes what was begun. It fails if the CA is not
+    /// reached, or refuses: then what is in use stays.
+    ///
+    /// # Errors
+    /// [`Error::NotProvisioned`] if this device has no certificate, [`Error::NoCertificate`] if it
+    /// has a shared key instead, and all errors of `provision`.
+    pub fn rekey(
+        &self,
+        request: &ProvisionRequest,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
+        self.refuse_without_certificate("there is no certificate to replace")?;
+        self.judge_clock(progress)?;
+        let to_rekey = core::ProvisionRequest { rekey: true, ..request.to_core() };
+        self.run_to_the_end(to_rekey, None, request, progress)
+    }
+
+    fn refuse_without_certificate(&self, text: &str) -> Result<(), Error> {
+        match self.state.memory()?.credentials().next() {
+            Some(Grant::Certificate(_)) => Ok(()),
+            Some(Grant::SharedKey(_)) => Err(Error::NoCertificate),
+            None => Err(Error::NotProvisioned(text.into())),
+        }
     }
 
     pub(crate) fn clock(&self) -> Clock {
@@ -261,7 +303,18 @@ impl Device {
 
     /// What the device expects of a broker that asks for no certificate.
     pub(crate) fn bootstrap_tls(&self) -> Result<Arc<ClientConfig>, Error> {
-        server_authenticated_tls(self.roots.clone(), self.clock.clone()).map(Arc::new)
+        server_authenticated_tls(self.trusted_roots()?, self.clock.clone()).map(Arc::new)
+    }
+
+    /// The roots that the device was given, and those that they certified since.
+    pub(crate) fn trusted_roots(&self) -> Result<RootCertStore, Error> {
+        roots::trusted(&self.roots, self.state.path())
+    }
+
+    /// The names of the new roots that are pinned besides those that the device was given.
+    pub(crate) fn pinned_roots(&self) -> Result<Vec<String>, Error> {
+        let pinned = roots::pinned(&self.roots, self.state.path())?;
+        Ok(pinned.iter().map(|root| roots::name_of(root)).collect())
     }
 
     fn judge_clock(&self, progress: Progress<'_>) -> Result<(), Error> {
@@ -275,11 +328,12 @@ impl Device {
     fn run_to_the_end(
         &self,
         to_core: core::ProvisionRequest,
+        operational: Option<OperationalLine>,
         request: &ProvisionRequest,
         progress: Progress<'_>,
     ) -> Result<Provisioned, Error> {
         let machine = core::provision(to_core, self.state.memory()?, Duration::ZERO);
-        let (provisioned, cost) = self.run(machine, request, progress)?;
+        let (provisioned, cost) = self.run(machine, operational, request, progress)?;
         let core::Provisioned { flow, scope, device_id, ek, .. } = provisioned;
         let core::Provisioned { credential, was_provisioned, renewal, .. } = provisioned;
         let credential = match credential {
@@ -297,6 +351,7 @@ impl Device {
     fn run(
         &self,
         machine: Machine<core::Provisioned>,
+        operational: Option<OperationalLine>,
         request: &ProvisionRequest,
         progress: Progress<'_>,
     ) -> Result<(core::Provisioned, Cost), Error> {
@@ -305,18 +360,6 @@ impl Device {
         let agent =
             Agent { tpm: &self.tpm, state: &self.state, roots: &self.roots, clock: &self.clock };
         let ek_certificate = request.ek_certificates.first().map(AsRef::as_ref);
-        agent.run(machine, broker, request.deadline, ek_certificate, progress)
+        agent.run(machine, broker, operational, request.deadline, ek_certificate, progress)
     }
-}
-
-/// # Errors
-/// A certificate cannot be read.
-pub(crate) fn root_store(roots: Vec<CertificateDer<'static>>) -> Result<RootCertStore, Error> {
-    let mut store = RootCertStore::empty();
-    for root in roots {
-        store
-            .add(root)
-            .map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
-    }
-    Ok(store)
 }

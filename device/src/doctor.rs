@@ -23,6 +23,7 @@ use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::link::Broker;
 use crate::probe;
+use crate::roots;
 use crate::status::{OwnKey, Status};
 use crate::talk::Talk;
 use crate::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tcti, Tpm2, TpmThread};
@@ -121,8 +122,12 @@ pub fn examine(options: DoctorOptions, hear: &mut dyn FnMut(&Check)) -> Vec<Chec
     }
     let clock = Clock::new(!options.no_clock, &options.ca_roots);
     examination.clock(&clock, &options.ca_roots, status);
+    // What cannot be read was said above.
+    let state = options.state.as_deref();
+    let pinned = state.and_then(|state| roots::pinned(&options.ca_roots, state).ok());
+    let trusted = [options.ca_roots, pinned.unwrap_or_default()].concat();
     if let Some((broker, scope)) = options.broker {
-        examination.network(&broker, &scope, &options.ca_roots, &clock);
+        examination.network(&broker, &scope, &trusted, &clock);
     }
     examination.checks
 }

@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::status::Status;
 use crate::token::DEFAULT_LIFETIME;
+use crate::verify;
 
 /// What a device has, and whether it can use it.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct Inspection {
     pub issuer: Option<String>,
     /// Why the CA trusted the EK, as the certificate says; `None` if it does not say it.
     pub attested_by: Option<AttestedBy>,
+    /// The names of the new roots that are pinned besides those that the device was given.
+    pub pinned_roots: Vec<String>,
     /// Whether the device can sign in by what it has: the certificate leads to the pinned root and
     /// is for the key in the TPM, and that key signs. How long the TPM took.
     pub usable: Result<Duration, Error>,
@@ -59,6 +62,7 @@ impl Device {
             status,
             issuer: certificate.map(|certificate| certificate.issuer().to_string()),
             attested_by: certificate.and_then(attested_by),
+            pinned_roots: self.pinned_roots()?,
             usable,
         })
     }
@@ -71,7 +75,7 @@ fn attested_by(certificate: &X509Certificate<'_>) -> Option<AttestedBy> {
             return None;
         };
         policies.iter().find_map(|policy| {
-            match policy.policy_id.as_bytes().strip_prefix(&POLICIES)? {
+            match policy.policy_id.as_bytes().strip_prefix(&verify::POLICIES)? {
                 [1] => Some(AttestedBy::Vendor),
                 [2] => Some(AttestedBy::Operator),
                 _ => None,
@@ -79,10 +83,3 @@ fn attested_by(certificate: &X509Certificate<'_>) -> Option<AttestedBy> {
         })
     })
 }
-
-/// The arc of the certificate policies, 2.25.17810284399213771715162782413901505794, in DER without
-/// its header. The number is too long for most ways of printing an object identifier.
-const POLICIES: [u8; 19] = [
-    0x69, 0x9a, 0xe6, 0x91, 0xb4, 0xa5, 0xca, 0xea, 0x9e, 0xf3, 0xa1, 0xeb, 0xb8, 0xd4, 0xfc, 0x8b,
-    0xce, 0xca, 0x02,
-];

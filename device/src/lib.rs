@@ -75,6 +75,9 @@ pub use inspect::{AttestedBy, Inspection};
 mod resident;
 pub use resident::{Change, Changes, ResidentOptions, run_resident};
 
+mod configuration;
+pub use configuration::{DeviceConfiguration, configuration};
+
 mod status;
 pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
 
@@ -122,10 +125,12 @@ mod ek_certificate;
 mod issuers;
 mod key;
 mod link;
+mod operational_line;
 mod operations;
 mod probe;
 mod publish;
 mod random;
+mod roots;
 mod runtime;
 mod state;
 mod talk;

@@ -3,7 +3,7 @@
 use crate::ek_certificate;
 use crate::error::Error;
 use crate::key::IdentityKey;
-use crate::tpm::{IkKind, PublicArea, TpmError, TpmThread, is_of_default_template};
+use crate::tpm::{IkKind, PublicArea, Tpm, TpmError, TpmThread, is_of_default_template};
 use assay_device_core::{
     EkCertificates, EkKind, EndorsementKey, KeyPublic, TpmAnswer, TpmFailure, TpmFailureKind,
     TpmOperation,
@@ -78,6 +78,13 @@ impl Operations {
                 self.created = private.map(|private| (handle, private));
                 TpmAnswer::IdentityKey(Some(self.keep_identity(public)))
             }
+            TpmOperation::FreeHandle { first } => TpmAnswer::FreeHandle(
+                tpm.call("looking for a free handle", move |tpm| free_handle(tpm, first))?,
+            ),
+            TpmOperation::RemoveKey { handle, public } => {
+                tpm.call("removing a key", move |tpm| tpm.remove_key(handle, &public))?;
+                TpmAnswer::Removed
+            }
             TpmOperation::SignRequest { kind, handle, device_id } => {
                 let key = self.identity(kind, handle)?;
                 TpmAnswer::CertificateRequest(key.certificate_request(device_id.as_ref())?)
@@ -138,3 +145,25 @@ fn ek_certificates(tpm: &TpmThread, kind: EkKind) -> Result<EkCertificates, TpmE
     let chain = tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind))?;
     Ok(ek_certificate::read(chain))
 }
+
+/// A persistent handle where nothing is, whatever may be at others.
+///
+/// # Errors
+/// [`TpmError::Other`] if none of the handles that this device may take is free.
+fn free_handle(tpm: &mut dyn Tpm, first: u32) -> Result<u32, TpmError> {
+    for handle in first..first + OWN_HANDLES {
+        match tpm.identity_key(IkKind::P256, handle) {
+            Ok(None) => return Ok(handle),
+            Ok(Some(_)) | Err(TpmError::HandleOccupied { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let last = first + OWN_HANDLES - 1;
+    Err(TpmError::Other {
+        operation: "looking for a free handle",
+        reason: format!("every persistent handle from {first:#010x} to {last:#010x} is taken"),
+    })
+}
+
+/// How many persistent handles a device tries. A TPM has room for some seven keys.
+const OWN_HANDLES: u32 = 8;

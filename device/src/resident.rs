@@ -2,10 +2,11 @@
 //! connection to the operational listener that says whether the device is there.
 
 mod heard;
-mod hook;
 mod lines;
 mod meaning;
 mod plan;
+mod program;
+mod programs;
 mod session;
 mod systemd;
 mod timer;
@@ -26,10 +27,12 @@ use self::lines::Lines;
 pub use self::lines::{Change, Changes};
 use self::meaning::{obstacle, refuse_what_nobody_can_mend, stored};
 use self::plan::{Action, Event, Job, Notice, Now, Obstacle, Plan, Stored};
+use self::programs::{Occasion, Programs};
 use self::session::Session;
 use self::systemd::Systemd;
 use self::timer::Timer;
 use crate::clock::Clock;
+use crate::configuration::{DeviceConfiguration, configuration};
 use crate::credentials::SignIn;
 use crate::device::{Device, ProvisionRequest, Provisioned};
 use crate::error::Error;
@@ -53,6 +56,15 @@ pub struct ResidentOptions {
     /// minute at most, with PATH, `ASSAY_STATE`, `ASSAY_CERTIFICATE` and `ASSAY_DEVICE_ID` as its
     /// whole environment.
     pub on_renewed: Vec<String>,
+    /// The program to run, with its arguments, for each message on a command topic of the device.
+    /// It gets the message on its standard input, and in `ASSAY_COMMAND` the topic below
+    /// `command/`. The rest is as for `on_renewed`. One runs at a time.
+    pub on_command: Vec<String>,
+    /// The program to run, with its arguments, whenever the device has a new configuration. It gets
+    /// the document on its standard input, nothing if the operator removed it, and in
+    /// `ASSAY_REVISION` the revision. The rest is as for `on_renewed`. Until it ends with success,
+    /// each start of the agent runs it again.
+    pub on_configuration: Vec<String>,
 }
 
 /// Runs the resident agent until SIGTERM or SIGINT comes.
@@ -86,12 +98,21 @@ pub fn run_resident(
         session: None,
         attempt: None,
         connections: 0,
-        hook: Hook::default(),
+        programs: Programs::new(
+            options.state.clone(),
+            options.on_renewed.clone(),
+            options.on_command.clone(),
+            options.on_configuration.clone(),
+            sender.clone(),
+        ),
+        configuration: None,
         sender,
         lines: Lines::new(changes),
         systemd: Systemd::new(),
     };
     drop(device);
+    // If it cannot be read, the CA sends it again.
+    agent.configuration = configuration(&options.state).unwrap_or_default();
     runtime()?.block_on(agent.run(heard))
 }
 
@@ -108,7 +129,9 @@ struct Agent<'a> {
     /// The one that is on its way.
     attempt: Option<Dialled>,
     connections: u64,
-    hook: Hook,
+    programs: Programs,
+    /// The newest one that was noticed.
+    configuration: Option<DeviceConfiguration>,
     sender: mpsc::Sender<Heard>,
     lines: Lines<'a>,
     systemd: Systemd,
@@ -121,19 +144,12 @@ struct Dialled {
     good_for: Option<Duration>,
 }
 
-/// The program that hears of new certificates.
-#[derive(Default)]
-struct Hook {
-    is_running: bool,
-    /// For whom to run it again when it has ended.
-    next: Option<DeviceId>,
-}
-
 impl Agent<'_> {
     async fn run(&mut self, mut heard: mpsc::Receiver<Heard>) -> Result<(), Error> {
         let timer = Timer::new()?;
         let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+        self.begin_with_configuration();
         loop {
             let now = self.now();
             if let Some(notice) = self.plan.observe(now) {
@@ -191,16 +207,21 @@ impl Agent<'_> {
             let text = format!("asking the CA at {}", request.broker);
             self.lines.trouble(&self.systemd, &text, None);
         }
+        let session = self.session.as_ref().filter(|_| job == Job::Renew);
+        let line = session.map(Session::line);
         let sender = self.sender.clone();
         thread::spawn(move || {
             let mut progress = |step: &str, _| {
                 if let Some(reason) = reason_of_retry(step) {
                     _ = sender.blocking_send(Heard::Retrying(reason.into()));
                 }
+                if step.starts_with(CONFIGURATION_REFUSED) {
+                    _ = sender.blocking_send(Heard::ConfigurationRefused(step.into()));
+                }
             };
             let outcome = match job {
                 Job::Provision | Job::ProvisionAgain => device.provision(&request, &mut progress),
-                Job::Renew => device.renew(&request, &mut progress),
+                Job::Renew => device.renew_over(line, &request, &mut progress),
             };
             // What comes next may open it again.
             drop(device);
@@ -220,7 +241,8 @@ impl Agent<'_> {
         let good_for = sign_in.password.is_some().then_some(TOKEN_LIFETIME);
         self.connections += 1;
         let sender = self.sender.clone();
-        let session = Session::open(self.connections, broker, sign_in, sender);
+        let takes_commands = !self.options.on_command.is_empty();
+        let session = Session::open(self.connections, broker, sign_in, takes_commands, sender);
         self.attempt = Some(Dialled { session, online, good_for });
         Ok(())
     }
@@ -240,15 +262,23 @@ impl Agent<'_> {
                 let text = format!("the CA is not reached, and asked again: {reason}");
                 self.lines.trouble(&self.systemd, &text, None);
             }
-            Heard::JobEnded(outcome) => return self.job_ended(*outcome),
-            Heard::HookEnded(outcome) => {
-                self.hook.is_running = false;
-                if let Err(reason) = outcome {
-                    let text = format!("the program for new certificates failed: {reason}");
-                    self.lines.note(&self.systemd, &text);
+            Heard::ConfigurationRefused(text) => self.lines.trouble(&self.systemd, &text, None),
+            Heard::News(number, news) => {
+                if self.session.as_ref().is_some_and(|session| session.number == number) {
+                    self.plan.handle(self.now(), Event::News(news));
                 }
-                if let Some(device_id) = self.hook.next.take() {
-                    self.run_hook(device_id);
+            }
+            Heard::JobEnded(outcome) => return self.job_ended(*outcome),
+            Heard::NotSubscribed(number, filter, reason) => {
+                if self.session.as_ref().is_some_and(|session| session.number == number) {
+                    let text = format!("the broker lets nobody hear of {filter}: {reason:?}");
+                    self.lines.trouble(&self.systemd, &text, None);
+                }
+            }
+            Heard::Command(device_id, occasion) => self.run_program(device_id, occasion),
+            Heard::ProgramEnded(occasion, outcome) => {
+                for line in self.programs.ended(&occasion, outcome) {
+                    self.lines.note(&self.systemd, &line);
                 }
             }
         }
@@ -301,11 +331,13 @@ impl Agent<'_> {
     fn job_ended(&mut self, outcome: Result<Provisioned, Error>) -> Result<(), Error> {
         let stored = stored(&self.options.state);
         let is_another = self.plan.is_another(&stored);
+        // Also of a conversation that did not end well.
+        self.notice_configuration();
         let outcome = match outcome {
             Ok(provisioned) => {
                 if is_another {
                     self.tell_of(&provisioned, &stored);
-                    self.run_hook(provisioned.device_id);
+                    self.run_program(provisioned.device_id, Occasion::Renewed);
                 }
                 Ok(())
             }
@@ -332,21 +364,36 @@ impl Agent<'_> {
         self.lines.note(&self.systemd, &text);
     }
 
-    fn run_hook(&mut self, device_id: DeviceId) {
-        let command = self.options.on_renewed.clone();
-        if command.is_empty() {
+    /// An earlier agent may have ended before the program had taken what was kept.
+    fn begin_with_configuration(&mut self) {
+        let Some(kept) = self.configuration.clone() else { return };
+        self.plan.has_configuration(kept.revision);
+        if kept.revision != state::told(&self.options.state) {
+            self.run_program(kept.device_id.clone(), Occasion::Configuration(kept));
+        }
+    }
+
+    fn notice_configuration(&mut self) {
+        // Whoever broke the file since it was written hears of that from other commands.
+        let Ok(Some(kept)) = configuration(&self.options.state) else { return };
+        self.plan.has_configuration(kept.revision);
+        if self.configuration.as_ref() == Some(&kept) {
             return;
         }
-        if self.hook.is_running {
-            self.hook.next = Some(device_id);
-            return;
+        let what = match &kept.document {
+            Some(document) => format!("{} bytes", document.len()),
+            None => "removed".into(),
+        };
+        let text = format!("{} has configuration {}: {what}", kept.device_id, kept.revision);
+        self.lines.note(&self.systemd, &text);
+        self.configuration = Some(kept.clone());
+        self.run_program(kept.device_id.clone(), Occasion::Configuration(kept));
+    }
+
+    fn run_program(&mut self, device_id: DeviceId, occasion: Occasion) {
+        if let Some(line) = self.programs.on(device_id, occasion) {
+            self.lines.note(&self.systemd, &line);
         }
-        self.hook.is_running = true;
-        let (state, sender) = (self.options.state.clone(), self.sender.clone());
-        tokio::spawn(async move {
-            let outcome = hook::run(&command, &state, &device_id).await;
-            _ = sender.send(Heard::HookEnded(outcome)).await;
-        });
     }
 }
 
@@ -381,6 +428,8 @@ fn no_signals(error: std::io::Error) -> Error {
 /// Half of what the CA takes at most, so that clocks may disagree. The agent connects anew, with
 /// another token, before this one ends.
 const TOKEN_LIFETIME: Duration = Duration::from_hours(12);
+/// How the step of a conversation begins that says why a configuration is not taken.
+const CONFIGURATION_REFUSED: &str = "the configuration is not taken";
 /// Few reports come at once: of two connections, a conversation and a program.
 const HEARD: usize = 16;
 
@@ -395,5 +444,7 @@ mod tests {
         let step = Step::Retry { delay: Duration::from_millis(300), reason: "gone: 1".into() };
         assert_eq!(reason_of_retry(&step.to_string()), Some("gone: 1"));
         assert_eq!(reason_of_retry(&Step::Connected.to_string()), None);
+        let refused = Step::ConfigurationRefused("older".into());
+        assert!(refused.to_string().starts_with(CONFIGURATION_REFUSED));
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use assay_device_core::{Grant, Memory};
+use rustls::pki_types::CertificateDer;
 
 use crate::error::Error;
 use crate::pem;
@@ -18,7 +19,10 @@ use crate::pem;
 /// |---|---|---|
 /// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified, confirmed or adopted; when an HMAC key has come, and when it is persistent |
 /// | `certificate.pem` | a copy of the certificate that the device signs in with, and its issuers, for other programs; removed with a shared key | after that |
+/// | `configuration` | the operator's document, as the CA signed it | when one came with a certificate, and is verified and newer |
+/// | `configuration.told` | the revision of that which the program for it has taken | by the resident agent, when the program has ended well |
 /// | `identity-{handle}.private` | the private part of an identity key, encrypted by the TPM for its storage root key, for [`export_key`](crate::export_key) | when the key is created |
+/// | `roots.pem` | new roots of the CA that the roots given to the device certified; they count only with these | when the CA sends one |
 /// | `device.json.broken` | a `device.json` that could not be read, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
 /// | `agent.lock` | nothing; the resident agent holds it | |
@@ -111,9 +115,25 @@ impl StateDirectory {
         self.remove_stale_certificate(memory)
     }
 
+    /// Replaces the new roots that are pinned.
+    pub(crate) fn store_roots(&self, roots: &[CertificateDer<'_>]) -> Result<(), Error> {
+        self.replace(&[(ROOTS, pem::certificates(roots).into_bytes())])
+    }
+
     /// Keeps the private part of an identity key that was just created.
     pub(crate) fn keep_private(&self, handle: u32, private: &[u8]) -> Result<(), Error> {
         self.replace(&[(&private_file(handle), private.to_vec())])
+    }
+
+    /// Keeps a signed configuration in place of the one before.
+    pub(crate) fn keep_configuration(&self, signed: &[u8]) -> Result<(), Error> {
+        self.replace(&[(CONFIGURATION, signed.to_vec())])
+    }
+
+    /// Removes what [`keep_private`](Self::keep_private) kept, after the TPM removed the key.
+    pub(crate) fn forget_private(&self, handle: u32) -> Result<(), Error> {
+        let path = self.path.join(private_file(handle));
+        remove(&path).map_err(Error::state(path))
     }
 
     /// Runs when the directory is opened, because an earlier process may have been killed before it
@@ -146,31 +166,36 @@ impl StateDirectory {
     /// Replaces files together, because each wait for the disk takes longer than most of what a
     /// device does.
     fn replace(&self, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
-        let mut written = Vec::new();
-        for (name, contents) in files {
-            let path = self.path.join(name);
-            // The lock keeps other writers away. A file that a killed process left is removed.
-            let new = self.path.join(format!("{name}.new"));
-            let write = || {
-                remove(&new)?;
-                // `create_new` follows no symbolic link.
-                let mut file = for_owner(OpenOptions::new().create_new(true)).open(&new)?;
-                file.write_all(contents)?;
-                Ok(file)
-            };
-            let file = write().map_err(Error::state(&path))?;
-            written.push((file, new, path));
-        }
-        for (file, _, path) in &written {
-            file.sync_all().map_err(Error::state(path))?;
-        }
-        for (_, new, path) in &written {
-            fs::rename(new, path).map_err(Error::state(path))?;
-        }
-        File::open(&self.path)
-            .and_then(|directory| directory.sync_all())
-            .map_err(Error::state(&self.path))
+        // The lock keeps other writers away.
+        replace(&self.path, files)
     }
+}
+
+fn replace(directory: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
+    let mut written = Vec::new();
+    for (name, contents) in files {
+        let path = directory.join(name);
+        // A file that a killed process left is removed.
+        let new = directory.join(format!("{name}.new"));
+        let write = || {
+            remove(&new)?;
+            // `create_new` follows no symbolic link.
+            let mut file = for_owner(OpenOptions::new().create_new(true)).open(&new)?;
+            file.write_all(contents)?;
+            Ok(file)
+        };
+        let file = write().map_err(Error::state(&path))?;
+        written.push((file, new, path));
+    }
+    for (file, _, path) in &written {
+        file.sync_all().map_err(Error::state(path))?;
+    }
+    for (_, new, path) in &written {
+        fs::rename(new, path).map_err(Error::state(path))?;
+    }
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(Error::state(directory))
 }
 
 /// Keeps a second resident agent away from a state directory, until the file is dropped. Two would
@@ -192,7 +217,9 @@ pub(crate) fn hold_for_agent(directory: &Path) -> Result<File, Error> {
 /// Removes all that was written to a state directory, and the directory if nothing else is in it.
 /// Whoever calls this holds the directory.
 pub(crate) fn remove_files(directory: &Path) -> Result<(), Error> {
-    let mut names: Vec<_> = [DEVICE, CERTIFICATE, BROKEN, REFUSED].map(str::to_owned).into();
+    let mut names: Vec<_> = [DEVICE, CERTIFICATE, CONFIGURATION, TOLD, ROOTS, BROKEN, REFUSED]
+        .map(str::to_owned)
+        .into();
     for entry in fs::read_dir(directory).map_err(Error::state(directory))? {
         let name = entry.map_err(Error::state(directory))?.file_name();
         names.extend(name.to_str().filter(|name| is_private_file(name)).map(str::to_owned));
@@ -235,9 +262,38 @@ pub(crate) fn memory(directory: &Path) -> Result<Memory, Error> {
         .map_err(|error| Error::BrokenState { path, reason: format!("broken ({error})") })
 }
 
+/// What [`StateDirectory::keep_configuration`] kept, if there is anything.
+pub(crate) fn configuration(directory: &Path) -> Result<Option<Vec<u8>>, Error> {
+    read(&configuration_path(directory))
+}
+
+pub(crate) fn configuration_path(directory: &Path) -> PathBuf {
+    directory.join(CONFIGURATION)
+}
+
+/// The revision of the configuration that the program for it has taken; 0 if it has taken none, or
+/// if that cannot be read. Then it hears of the same one again.
+pub(crate) fn told(directory: &Path) -> u64 {
+    let text = fs::read_to_string(directory.join(TOLD)).unwrap_or_default();
+    text.trim().parse().unwrap_or_default()
+}
+
+/// Keeps what [`told`] returns. Only the resident agent writes it, of which there is one.
+pub(crate) fn set_told(directory: &Path, revision: u64) -> Result<(), Error> {
+    replace(directory, &[(TOLD, format!("{revision}\n").into_bytes())])
+}
+
 /// What [`StateDirectory::keep_private`] kept; `None` if there is nothing for this handle.
 pub(crate) fn private(directory: &Path, handle: u32) -> Result<Option<Vec<u8>>, Error> {
     read(&directory.join(private_file(handle)))
+}
+
+/// What [`StateDirectory::store_roots`] stored.
+pub(crate) fn roots(directory: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let pem = read(&directory.join(ROOTS))?.unwrap_or_default();
+    // If somebody spoilt it, the device goes on with the roots that it was given, and the CA sends
+    // the new one again with each certificate.
+    Ok(pem::parse(&pem).unwrap_or_default())
 }
 
 fn private_file(handle: u32) -> String {
@@ -279,6 +335,9 @@ const DEVICE: &str = "device.json";
 /// An empty file, which is there after a broker refused the credential in use.
 const REFUSED: &str = "login-refused";
 const CERTIFICATE: &str = "certificate.pem";
+const CONFIGURATION: &str = "configuration";
+const TOLD: &str = "configuration.told";
+const ROOTS: &str = "roots.pem";
 /// The name that a `device.json` gets if it cannot be read.
 const BROKEN: &str = "device.json.broken";
 
@@ -291,7 +350,6 @@ mod tests {
         IkKind, ParentKind, SharedKeyGrant, Shown,
     };
     use assay_wire::{Flow, Proof};
-    use rustls::pki_types::CertificateDer;
 
     use super::*;
 
@@ -352,7 +410,10 @@ mod tests {
         let second = Memory { attempt, ..a_shared_key() };
         let asked = Memory { in_use: None, ..a_memory() };
         let renewed = a_renewal();
-        for memory in [Memory::default(), asked, a_memory(), first, second, a_shared_key(), renewed]
+        let rekey = Memory { attempt: Some(Attempt::Rekey(a_record())), ..a_memory() };
+        let others = [a_shared_key(), renewed, rekey];
+        for memory in
+            [Memory::default(), asked, a_memory(), first, second].into_iter().chain(others)
         {
             state.store(&memory).unwrap();
             assert_eq!(state.memory().unwrap(), memory);
@@ -381,6 +442,20 @@ mod tests {
         let copy = fs::read(dir.path().join(CERTIFICATE)).unwrap();
         let Some(Attempt::Renewed(grant)) = a_renewal().attempt else { panic!() };
         assert_eq!(pem::parse(&copy).unwrap(), grant.chain);
+    }
+
+    #[test]
+    fn private_part_of_a_key_is_forgotten_with_the_key_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(dir.path()).unwrap();
+        for handle in [0x8100_0200, 0x8100_0201] {
+            state.keep_private(handle, b"encrypted").unwrap();
+        }
+        for _ in 0..2 {
+            state.forget_private(0x8100_0200).unwrap();
+            assert_eq!(private(dir.path(), 0x8100_0200).unwrap(), None);
+            assert_eq!(private(dir.path(), 0x8100_0201).unwrap().unwrap(), b"encrypted");
+        }
     }
 
     /// Earlier versions wrote it in this way.

@@ -1,4 +1,4 @@
-//! What the core asks of the network, done by a [`Link`].
+//! What the core asks of the network, done by a [`Link`] or an [`OperationalLine`].
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,6 +7,7 @@ use assay_device_core::{self as core, Action, Event};
 
 use crate::error::Error;
 use crate::link::{Broker, Closing, Heard, Link};
+use crate::operational_line::OperationalLine;
 use crate::probe;
 use crate::random::random;
 use crate::trouble::Trouble;
@@ -15,7 +16,10 @@ use crate::trouble::Trouble;
 pub(crate) struct Talk {
     broker: Broker,
     start: Instant,
-    link: Option<Link>,
+    /// A connection that is there. It is used first, and once: whatever goes wrong on it, the
+    /// bootstrap listener is asked next.
+    operational: Option<OperationalLine>,
+    link: Option<Way>,
     closing: Option<Closing>,
     waited: Duration,
     is_probed: bool,
@@ -23,17 +27,29 @@ pub(crate) struct Talk {
     error: Option<Error>,
 }
 
+/// What requests and replies go over.
+enum Way {
+    Bootstrap(Link),
+    Operational(OperationalLine),
+}
+
 impl Talk {
     pub(crate) fn start(broker: Broker) -> Self {
         Self {
             broker,
             start: Instant::now(),
+            operational: None,
             link: None,
             closing: None,
             waited: Duration::ZERO,
             is_probed: false,
             error: None,
         }
+    }
+
+    /// The same, by a connection that is there.
+    pub(crate) fn by(self, operational: Option<OperationalLine>) -> Self {
+        Self { operational, ..self }
     }
 
     /// The machine's time.
@@ -59,14 +75,17 @@ impl Talk {
                 // A broker has few places for strangers, so an earlier connection ends before the
                 // next.
                 self.closing = None;
-                self.link = Some(Link::open(&self.broker, connection)?);
+                self.link = Some(match self.operational.take() {
+                    Some(line) => Way::Operational(line),
+                    None => Way::Bootstrap(Link::open(&self.broker, connection)?),
+                });
             }
             Action::Send(message) => {
-                if let Some(Err(trouble)) = self.link.as_ref().map(|link| link.publish(message)) {
+                if let Some(Err(trouble)) = self.link.as_ref().map(|way| way.publish(message)) {
                     return Ok(Some(self.lost(trouble)));
                 }
             }
-            Action::Disconnect => self.closing = self.link.take().map(Link::close),
+            Action::Disconnect => self.closing = self.link.take().and_then(Way::close),
             Action::Wait { until } => {
                 let begin = Instant::now();
                 let event = self.wait(until.saturating_sub(self.now()));
@@ -96,6 +115,11 @@ impl Talk {
     }
 
     fn lost(&mut self, trouble: Trouble) -> Event {
+        if matches!(self.link, Some(Way::Operational(_))) {
+            // It says nothing of the bootstrap listener, which is asked next.
+            let reason = trouble.examined(|| None).unwrap_or_else(|error| error.to_string());
+            return Event::Lost(core::Trouble::Passing(reason));
+        }
         // A full broker closes connections too, so it is probed only once.
         let is_first = !std::mem::replace(&mut self.is_probed, true);
         let Broker { url, tls, .. } = &self.broker;
@@ -108,5 +132,29 @@ impl Talk {
                 core::Trouble::Lasting
             }
         })
+    }
+}
+
+impl Way {
+    fn publish(&self, message: Vec<u8>) -> Result<(), Trouble> {
+        match self {
+            Self::Bootstrap(link) => link.publish(message),
+            Self::Operational(line) => line.publish(message),
+        }
+    }
+
+    fn hear(&self, limit: Duration) -> Option<Heard> {
+        match self {
+            Self::Bootstrap(link) => link.hear(limit),
+            Self::Operational(line) => line.hear(limit),
+        }
+    }
+
+    /// The operational connection stays.
+    fn close(self) -> Option<Closing> {
+        match self {
+            Self::Bootstrap(link) => Some(link.close()),
+            Self::Operational(_) => None,
+        }
     }
 }

@@ -70,6 +70,11 @@ pub fn path(
     })
 }
 
+/// The subjectPublicKey of a certificate (RFC 5280 §4.1.2.7).
+pub(crate) fn public_key(leaf: &[u8]) -> Result<Vec<u8>, AnswerError> {
+    Ok(parse(leaf)?.public_key().subject_public_key.data.to_vec())
+}
+
 fn no_path(error: webpki::Error) -> AnswerError {
     match error {
         webpki::Error::CertNotValidYet { time, not_before } => {
@@ -177,6 +182,13 @@ fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, AnswerError> {
         Err(error) => Err(AnswerError::Unreadable(error.to_string())),
     }
 }
+
+/// The arc of Assay's certificate policies, 2.25.17810284399213771715162782413901505794, in DER
+/// without its header. The number is too long for most ways of printing an object identifier.
+pub(crate) const POLICIES: [u8; 19] = [
+    0x69, 0x9a, 0xe6, 0x91, 0xb4, 0xa5, 0xca, 0xea, 0x9e, 0xf3, 0xa1, 0xeb, 0xb8, 0xd4, 0xfc, 0x8b,
+    0xce, 0xca, 0x02,
+];
 
 #[cfg(test)]
 mod tests {

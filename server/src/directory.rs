@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use assay_ca_core::{
-    Authority, Issuer, KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Profile, TicketKey,
+    Authority, ConfigurationSigner, Issuer, Issuers, IssuersError, KeyAndCertificate,
+    LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
 };
 use assay_wire::{DeviceId, Flow, Rights, Scope};
 use rustls::RootCertStore;
@@ -22,8 +23,11 @@ use zeroize::Zeroizing;
 
 use crate::backup_file::is_plain;
 use crate::ca::Ca;
-use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours};
+use crate::dated;
+use crate::issuing_files::{self, IssuingName, PENDING};
+use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours, pem_of};
 use crate::random::random;
+use crate::root_files::{self, Root};
 use assay_broker_plugin::embedded::Limits;
 use assay_store::sqlite::Sqlite;
 use assay_store::{Database, IdentityRole, NewIdentity, PostgresSettings, Retention, Store};
@@ -104,7 +108,7 @@ impl Directory {
     /// # Errors
     /// The settings name a file in this directory by a name that no other directory may have.
     pub fn files(&self) -> Result<Vec<(String, PathBuf)>> {
-        let mut names: Vec<_> = FILES.iter().map(|name| (*name).to_owned()).collect();
+        let mut names = self.own_files()?;
         for file in self.config.postgres.iter().flat_map(|it| [&it.ca, &it.password_file]).flatten()
         {
             // One elsewhere stays there.
@@ -121,25 +125,177 @@ impl Directory {
         Ok(files.filter(|(path, _)| path.exists()).map(|(path, name)| (name, path)).collect())
     }
 
-    /// Whether a file of this name and `.key` is one of the CA's own.
+    /// Whether a file of this name and `.key` is one of the CA's own, or would be taken for one.
     pub(crate) fn has_key_of(holder: &str) -> bool {
+        let is_dated = |stem| dated::parse(stem, holder).is_some();
         FILES.contains(&&*format!("{holder}.key"))
+            || holder == PENDING
+            || IssuingName::parse(holder).is_some()
+            || DATED.into_iter().any(is_dated)
     }
 
-    /// The CA that signs device certificates.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub fn issuing(&self) -> Result<Issuer> {
-        self.issuer(ISSUING)
+    /// The names that the CA's own files have, except for the database; of what has a date, only the
+    /// files that are there.
+    fn own_files(&self) -> Result<Vec<String>> {
+        let cannot_read = || format!("cannot read {}", self.path.display());
+        let with_key = issuing_files::with_key(&self.path).with_context(cannot_read)?;
+        let names = FILES.into_iter().map(str::to_owned);
+        let names = names.chain(["key", "csr"].map(|kind| format!("{PENDING}.{kind}")));
+        let names = names.chain(self.issuing_names()?.into_iter().map(IssuingName::certificate));
+        let mut names: Vec<_> = names.chain(with_key.into_iter().map(IssuingName::key)).collect();
+        for stem in DATED {
+            for kind in [".key", ".cross.pem", ".pem"] {
+                let dated = self.dated(stem, kind)?.into_iter().flatten();
+                names.extend(dated.map(|from| dated::name(stem, Some(from)) + kind));
+            }
+        }
+        Ok(names)
     }
 
-    /// The CA that signs the certificates of brokers, workers and operators.
+    /// The CAs that sign device certificates.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub fn service(&self) -> Result<Issuer> {
-        self.issuer(SERVICE)
+    /// One of them cannot be read, or they do not go together; see [`Issuers::new`].
+    pub fn issuers(&self) -> Result<Issuers> {
+        self.issuers_with(None)
+    }
+
+    /// The same with one more, which is used from its time on.
+    pub(crate) fn issuers_with(
+        &self,
+        another: Option<(OffsetDateTime, Issuer)>,
+    ) -> Result<Issuers> {
+        let read = |name: &IssuingName| {
+            let issuer = self.issuer_called(*name)?;
+            let above = self.above(issuer.certificate())?;
+            Ok((name.used_from(), issuer.below(above)?))
+        };
+        let mut all = self.issuing_names()?.iter().map(read).collect::<Result<Vec<_>>>()?;
+        all.extend(another.map(|(from, issuer)| (Some(from), issuer)));
+        let issuers = Issuers::new(all, &self.pinned()?, OffsetDateTime::now_utc());
+        issuers.map_err(|error| match error {
+            IssuersError::Unusable { from, error } => anyhow!(error)
+                .context(format!("{} and {ROOT}", IssuingName::of(from).certificate())),
+            error => error.into(),
+        })
+    }
+
+    /// The names of the issuing CAs, in the order of their times.
+    pub(crate) fn issuing_names(&self) -> Result<Vec<IssuingName>> {
+        issuing_files::certified(&self.path)
+            .with_context(|| format!("cannot read {}", self.path.display()))
+    }
+
+    /// An issuing CA as it is in its files. Does not establish that a root vouches for it.
+    pub(crate) fn issuer_called(&self, name: IssuingName) -> Result<Issuer> {
+        let (certificate, key) = self.pair(&name.to_string())?;
+        let issuer = Issuer::from_pem(&certificate, &key);
+        issuer.with_context(|| format!("{} and {}", name.certificate(), name.key()))
+    }
+
+    /// The roots to which the CA's own certificates may lead.
+    pub(crate) fn pinned(&self) -> Result<Vec<CertificateDer<'static>>> {
+        Ok(self.all_roots()?.into_iter().map(|root| root.certificate).collect())
+    }
+
+    /// The service CAs' certificates, as far as they are in this directory: serving does not need
+    /// them.
+    pub(crate) fn service_certificates(&self) -> Result<Vec<CertificateDer<'static>>> {
+        let read = |name: &String| {
+            let path = self.path.join(format!("{name}.pem"));
+            CertificateDer::from_pem_file(&path)
+                .with_context(|| format!("cannot read {}", path.display()))
+        };
+        self.services()?.iter().map(read).collect()
+    }
+
+    /// What relying parties may trust, in PEM: the roots, all issuing CAs, also those to come, and
+    /// the service CAs.
+    fn published(&self, issuers: &Issuers) -> Result<String> {
+        let issuing = issuers.all().iter().map(|it| it.issuer.certificate().clone());
+        let all = self.pinned()?.into_iter().chain(issuing).chain(self.service_certificates()?);
+        Ok(all.map(|certificate| pem_of("CERTIFICATE", &certificate)).collect())
+    }
+
+    /// The roots, the oldest first: one, or two while they overlap.
+    ///
+    /// # Errors
+    /// They cannot be read, or the old one does not vouch for the new one.
+    pub(crate) fn all_roots(&self) -> Result<Vec<Root>> {
+        root_files::read(&self.path)
+    }
+
+    /// What comes after this certificate in a chain, so that whoever trusts the old root alone can
+    /// verify it: nothing, or the certificate by which the old root vouches for the new one.
+    fn above(&self, certificate: &[u8]) -> Result<Option<CertificateDer<'static>>> {
+        let roots = self.all_roots()?;
+        let root = roots.into_iter().find(|root| root.is_named_by(certificate));
+        Ok(root.and_then(|root| root.cross))
+    }
+
+    /// The files of CAs in this directory that lead to this root.
+    pub(crate) fn below(&self, root: &Root) -> Result<Vec<String>> {
+        let issuing = self.issuing_names()?.into_iter().map(IssuingName::certificate);
+        let service = self.services()?.into_iter().map(|name| format!("{name}.pem"));
+        let mut files = Vec::new();
+        for file in issuing.chain(service) {
+            let certificate = CertificateDer::from_pem_slice(self.read(&file)?.as_bytes())
+                .with_context(|| file.clone())?;
+            if root.is_named_by(&certificate) {
+                files.push(file);
+            }
+        }
+        Ok(files)
+    }
+
+    /// The newest root whose key is in this directory or in `root_key`, to certify CAs with.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn root_authority(&self, root_key: Option<&Path>) -> Result<Authority> {
+        let roots = self.all_roots()?;
+        for root in roots.iter().rev() {
+            let own = self.path.join(format!("{}.key", root.name()));
+            let file = root_key.unwrap_or(&own);
+            let text = match fs::read_to_string(file) {
+                Ok(text) => Zeroizing::new(text),
+                Err(error) if error.kind() == io::ErrorKind::NotFound && root_key.is_none() => {
+                    continue;
+                }
+                Err(error) => {
+                    return Err(error).with_context(|| format!("cannot read {}", file.display()));
+                }
+            };
+            let pem = pem_of("CERTIFICATE", &root.certificate);
+            if Issuer::from_pem(&pem, &text).is_ok() {
+                return Ok(Authority::from_pem(&pem, &text)?);
+            }
+        }
+        match root_key {
+            Some(file) => bail!("{} is not the key of a root of this directory", file.display()),
+            None => bail!(
+                "no root's key is in {}; say --root-key FILE, or use `assay issuing csr` for an \
+                 issuing CA if the key is on another machine",
+                self.path.display()
+            ),
+        }
+    }
+
+    /// The names of the service CAs' files, the oldest first. The last one certifies.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub(crate) fn services(&self) -> Result<Vec<String>> {
+        let found = self.dated(SERVICE, ".pem")?;
+        Ok(found.into_iter().map(|from| dated::name(SERVICE, from)).collect())
+    }
+
+    /// The CAs that sign the certificates of brokers, workers and operators, the oldest first.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn service_issuers(&self) -> Result<Vec<Issuer>> {
+        self.services()?.iter().map(|name| self.issuer(name)).collect()
     }
 
     /// Opens a directory that `create` made.
@@ -232,23 +388,40 @@ impl Directory {
     /// # Errors
     /// A key or certificate cannot be read, or they do not belong together.
     pub fn ca(&self) -> Result<Ca> {
+        let issuers = self.issuers()?;
         Ok(Ca {
+            certificates: self.published(&issuers)?,
             scope: self.config.scope.clone(),
-            ticket_key: TicketKey::new(*self.secret(TICKET_KEY)?),
-            master: MasterSecret::new(*self.secret(MASTER_SECRET)?),
-            issuer: self.issuer(ISSUING)?,
+            ticket_keys: self.overlapping(SharedSecret::Ticket, TicketKey::new)?,
+            masters: self.overlapping(SharedSecret::Master, MasterSecret::new)?,
+            new_root: self.new_root()?,
+            issuers,
             profile: self.config.profile.clone(),
+            // Without it a CA serves all the same, and says so once there is a document.
+            documents: self.credentials("worker").ok().and_then(|worker| {
+                ConfigurationSigner::new(&worker.chain, worker.key.secret_der()).ok()
+            }),
         })
     }
 
-    /// Signs the list of identities' certificates that are no longer good.
+    /// The certificate by which the root vouches for a new one, for devices.
+    fn new_root(&self) -> Result<Option<assay_wire::CertificateDer>> {
+        let cross = self.all_roots()?.into_iter().find_map(|root| root.cross);
+        let fitting = |cross: CertificateDer<'_>| cross.to_vec().try_into();
+        Ok(cross.map(fitting).transpose()?)
+    }
+
+    /// Signs the lists of identities' certificates that are no longer good, one for each service
+    /// CA: whoever verifies a certificate needs the list of the CA that signed it. Each names them
+    /// all, because a serial number stands for one certificate.
     ///
     /// # Errors
-    /// The service CA cannot be read, or the store.
-    pub fn service_revocation_list(&self, now: OffsetDateTime) -> Result<Vec<u8>> {
-        let (issuer, mut store) = (self.issuer(SERVICE)?, self.store()?);
-        let number = store.next_revocation_list()?;
-        Ok(issuer.revocation_list(store.revoked_identities(now)?, number, now)?)
+    /// A service CA cannot be read, or the store.
+    pub fn service_revocation_lists(&self, now: OffsetDateTime) -> Result<Vec<Vec<u8>>> {
+        let (issuers, mut store) = (self.service_issuers()?, self.store()?);
+        let (number, revoked) = (store.next_revocation_list()?, store.revoked_identities(now)?);
+        let list = |issuer: &Issuer| issuer.revocation_list(revoked.clone(), number, now);
+        Ok(issuers.iter().map(list).collect::<Result<_, _>>()?)
     }
 
     /// The CA whose files are `{name}.pem` and `{name}.key`, to sign with.
@@ -265,8 +438,9 @@ impl Directory {
         let issuer = Issuer::from_pem(certificate, key);
         let issuer = issuer.with_context(|| format!("{name}.pem and {name}.key"))?;
         issuer
-            .under(&self.root()?, OffsetDateTime::now_utc())
-            .with_context(|| format!("{name}.pem and root.pem"))
+            .under(&self.pinned()?)
+            .and_then(|issuer| issuer.valid_at(OffsetDateTime::now_utc()))
+            .with_context(|| format!("{name}.pem and {ROOT}"))
     }
 
     /// Files with secrets that every user of this machine can read.
@@ -277,9 +451,51 @@ impl Directory {
         if mode(&self.path) & 0o001 == 0 {
             return Vec::new();
         }
-        let secrets = FILES.into_iter().filter(|name| !is_public(name));
-        let files = secrets.chain(DATABASES).map(|name| self.path.join(name));
+        // If it cannot be read, whoever wants the keys says so.
+        let own = self.own_files().unwrap_or_default().into_iter();
+        let secrets = own.filter(|name| !is_public(name));
+        let names = secrets.chain(DATABASES.into_iter().map(str::to_owned));
+        let files = names.map(|name| self.path.join(name));
         files.filter(|file| mode(file) & 0o004 != 0).collect()
+    }
+
+    /// The secret of this kind, and the one beside it if there is one.
+    fn overlapping<K>(
+        &self,
+        kind: SharedSecret,
+        read: impl Fn([u8; SECRET_LEN]) -> K,
+    ) -> Result<Overlapping<K>> {
+        let read = |from| Ok::<_, anyhow::Error>(read(*self.secret(&kind.file(from))?));
+        let next = match self.next_secret(kind)? {
+            Some(from) => Some((from, read(Some(from))?)),
+            None => None,
+        };
+        Ok(Overlapping::new(read(None)?, next))
+    }
+
+    /// From when on the second secret of this kind is used, if there are two: the next one, or the one
+    /// in use beside the one before.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or there are more than two of them: nobody knows then what
+    /// still needs which.
+    pub(crate) fn next_secret(&self, kind: SharedSecret) -> Result<Option<OffsetDateTime>> {
+        let dated: Vec<_> = self.dated(kind.stem(), ".key")?.into_iter().flatten().collect();
+        ensure!(
+            dated.len() <= 1,
+            "{} holds {} files {stem}-*.key, and at most one may be beside {stem}.key; remove all \
+             but the one that the other workers have",
+            self.path.display(),
+            dated.len(),
+            stem = kind.stem()
+        );
+        Ok(dated.first().copied())
+    }
+
+    /// From when on the files of this stem and kind are used.
+    pub(crate) fn dated(&self, stem: &str, kind: &str) -> Result<Vec<Option<OffsetDateTime>>> {
+        let cannot_read = || format!("cannot read {}", self.path.display());
+        dated::files(&self.path, stem, kind).with_context(cannot_read)
     }
 
     fn secret<const LEN: usize>(&self, name: &str) -> Result<Zeroizing<[u8; LEN]>> {
@@ -291,23 +507,15 @@ impl Directory {
         secret.with_context(|| format!("{} must have {LEN} bytes", path.display()))
     }
 
-    /// The root certificate, which everybody pins.
+    /// The roots, as whoever verifies in TLS takes them.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub fn root(&self) -> Result<CertificateDer<'static>> {
-        let path = self.path.join(ROOT);
-        CertificateDer::from_pem_file(&path)
-            .with_context(|| format!("cannot read {}", path.display()))
-    }
-
-    /// The root, as TLS clients take it.
-    ///
-    /// # Errors
-    /// It cannot be read.
+    /// They cannot be read.
     pub fn roots(&self) -> Result<RootCertStore> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.root()?)?;
+        for root in self.pinned()? {
+            roots.add(root)?;
+        }
         Ok(roots)
     }
 
@@ -337,7 +545,8 @@ impl Directory {
         &self,
         from: [OffsetDateTime; N],
     ) -> Result<[ThrowAwayDevice; N]> {
-        let (authority, issuing) = self.authority(ISSUING)?;
+        let in_use = self.issuers()?.in_use(OffsetDateTime::now_utc()).from;
+        let (authority, issuing) = self.authority(&IssuingName::of(in_use).to_string())?;
         let scope = &self.config.scope;
         let devices = from.map(|from| {
             let (id, pair) = authority.throw_away_device(scope, from, &mut random())?;
@@ -347,12 +556,13 @@ impl Directory {
         devices.try_into().map_err(|_| anyhow!("there are not as many as there were"))
     }
 
-    /// The service CA, to certify identities with, and its certificate in PEM.
+    /// The newest service CA, to certify identities with, and what comes after a certificate of it
+    /// in a chain, in PEM.
     ///
     /// # Errors
     /// Its key cannot be read, or does not belong to its certificate.
     pub(crate) fn service_authority(&self) -> Result<(Authority, String)> {
-        self.authority(SERVICE)
+        self.authority(self.services()?.last().context("there is no service CA")?)
     }
 
     /// The directory's path.
@@ -360,12 +570,16 @@ impl Directory {
         &self.path
     }
 
-    /// A CA of this directory, to certify with, and its certificate in PEM.
+    /// A CA of this directory, to certify with, and its certificate and what comes after it in a
+    /// chain, in PEM.
     fn authority(&self, name: &str) -> Result<(Authority, String)> {
         let (certificate, key) = self.pair(name)?;
         // This checks that the two belong together.
         self.issuer_of(name, &certificate, &key)?;
-        Ok((Authority::from_pem(&certificate, &key)?, certificate))
+        let own = CertificateDer::from_pem_slice(certificate.as_bytes())?;
+        let above = self.above(&own)?.map(|above| pem_of("CERTIFICATE", &above));
+        let chain = certificate.clone() + above.as_deref().unwrap_or_default();
+        Ok((Authority::from_pem(&certificate, &key)?, chain))
     }
 
     /// Which of the directory's own files, `server`, `worker` or `operator`, holds the certificate
@@ -382,6 +596,39 @@ impl Directory {
     fn read(&self, name: &str) -> Result<String> {
         let path = self.path.join(name);
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+}
+
+/// A secret that all workers of a CA share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedSecret {
+    /// Makes tickets, and encrypts certificates that wait.
+    Ticket,
+    /// From it, the shared keys of devices are derived.
+    Master,
+}
+
+impl SharedSecret {
+    /// Each of them.
+    pub const ALL: [Self; 2] = [Self::Ticket, Self::Master];
+
+    /// What its files are called, and the commands call it.
+    pub fn stem(self) -> &'static str {
+        match self {
+            Self::Ticket => "ticket",
+            Self::Master => "master",
+        }
+    }
+
+    /// Whether a file of this name holds one that is used from a time on.
+    pub(crate) fn is_of_a_later(self, file: &str) -> bool {
+        let name = file.strip_suffix(".key");
+        matches!(name.and_then(|name| dated::parse(self.stem(), name)), Some(Some(_)))
+    }
+
+    /// The file with the one that is used from then on; `None` is from the beginning.
+    pub(crate) fn file(self, from: Option<OffsetDateTime>) -> String {
+        format!("{}.key", dated::name(self.stem(), from))
     }
 }
 
@@ -419,7 +666,7 @@ impl Credentials {
 
 /// Whether everybody may read a file of this name.
 fn is_public(name: &str) -> bool {
-    name == CONFIG || name.ends_with(".pem")
+    name == CONFIG || name.ends_with(".pem") || name.ends_with(".csr")
 }
 
 /// The settings that somebody has put into a directory in which a CA is to be made; `shown` is its
@@ -519,7 +766,7 @@ impl NewFiles<'_> {
         ];
 
         self.write_pair("root", &root.to_pem(), "")?;
-        self.write_pair(ISSUING, &issuing.to_pem(), "")?;
+        self.write_pair(&IssuingName::FIRST.to_string(), &issuing.to_pem(), "")?;
         self.write_pair(SERVICE, &service_pem, "")?;
         let mut identities = Vec::new();
         for (holder, role, pair) in &own {
@@ -757,21 +1004,21 @@ impl Default for RawCertificates {
 
 const CONFIG: &str = "assay.toml";
 const ROOT: &str = "root.pem";
-/// The CA of devices: the name of its files.
-const ISSUING: &str = "issuing";
 /// The CA of brokers, workers, operators and backends.
 const SERVICE: &str = "service";
+/// What has files with a date, besides the issuing CAs.
+const DATED: [&str; 4] = [root_files::STEM, SERVICE, "ticket", "master"];
 const DATABASE: &str = "assay.db";
 const NEW_DATABASE: &str = "assay.db.new";
 const TICKET_KEY: &str = "ticket.key";
 const MASTER_SECRET: &str = "master.key";
-/// What a CA consists of, besides its database.
-const FILES: [&str; 15] = [
+/// The length of a shared secret.
+const SECRET_LEN: usize = 32;
+/// What a CA consists of, besides its database and its issuing CAs.
+const FILES: [&str; 13] = [
     CONFIG,
     ROOT,
     "root.key",
-    "issuing.pem",
-    "issuing.key",
     "service.pem",
     "service.key",
     "server.pem",
@@ -784,12 +1031,13 @@ const FILES: [&str; 15] = [
     MASTER_SECRET,
 ];
 /// The database, with what is beside it.
-const DATABASES: [&str; 6] = [
+const DATABASES: [&str; 7] = [
     DATABASE,
     "assay.db-wal",
     "assay.db-shm",
     "assay.db.before-7",
     "assay.db.before-8",
+    "assay.db.before-9",
     "assay.db.copied",
 ];
 /// What `assay init` writes: every setting with its default.

@@ -1,4 +1,5 @@
-//! Certificates of identities that end soon: which, and a warning of them once a day.
+//! Certificates that end soon, of identities and of the CA itself: which, and a warning of them
+//! once a day.
 
 use std::time::Duration as StdDuration;
 
@@ -32,13 +33,42 @@ pub fn ends_soon(not_after: i64, now: OffsetDateTime) -> bool {
     not_after <= (now + WARN_BEFORE).unix_timestamp()
 }
 
-/// An identity that should be renewed.
+/// Something that should be renewed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ending {
-    /// What operators call it.
-    pub name: String,
+    /// What it is.
+    pub what: What,
     /// When its newest certificate ends, in seconds since 1970.
     pub not_after: i64,
+}
+
+/// Whose certificate ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// An identity's, by its name.
+    Identity(String),
+    /// The issuing CA's that is in use, and no other is used by then.
+    Issuing,
+    /// The service CA's.
+    Service,
+    /// The root's.
+    Root,
+}
+
+/// How long before the end of the root or of the service CA it is warned of: half a year, because
+/// every device, or every broker and operator, needs something new.
+pub const WARN_OF_CA_BEFORE: Duration = Duration::days(180);
+
+/// Whether an issuing CA in use, which ends at `not_after`, needs a next one: certificates that are
+/// issued now are cut short, because they end with it, and the next one, if there is one, is not
+/// used before that.
+pub fn needs_next(
+    not_after: OffsetDateTime,
+    next: Option<OffsetDateTime>,
+    lifetime: Duration,
+    now: OffsetDateTime,
+) -> bool {
+    not_after < now + lifetime && next.is_none_or(|next| next >= not_after)
 }
 
 /// Those that should be renewed.
@@ -46,7 +76,10 @@ pub fn endings(rows: &[IdentityRow], now: OffsetDateTime) -> Vec<Ending> {
     let newest = rows.iter().filter_map(|row| row.newest().map(|newest| (row, newest)));
     newest
         .filter(|(_, newest)| ends_soon(newest.not_after, now))
-        .map(|(row, newest)| Ending { name: row.name.clone(), not_after: newest.not_after })
+        .map(|(row, newest)| Ending {
+            what: What::Identity(row.name.clone()),
+            not_after: newest.not_after,
+        })
         .collect()
 }
 
@@ -73,13 +106,35 @@ where
     }
 }
 
-fn tell(Ending { name, not_after }: &Ending, now: OffsetDateTime) {
-    let (name, days) =
-        (assay_wire::printable(name, assay_wire::MAX_SHOWN), days_left(*not_after, now));
-    if days < 0 {
-        warn!(%name, "its certificate has expired: run `assay identity renew`, or `revoke` if nobody needs it");
-    } else {
-        warn!(%name, days, "its certificate ends soon: run `assay identity renew`");
+fn tell(Ending { what, not_after }: &Ending, now: OffsetDateTime) {
+    let days = days_left(*not_after, now);
+    match what {
+        What::Identity(name) => {
+            let name = assay_wire::printable(name, assay_wire::MAX_SHOWN);
+            if days < 0 {
+                warn!(%name, "its certificate has expired: run `assay identity renew`, or `revoke` if nobody needs it");
+            } else {
+                warn!(%name, days, "its certificate ends soon: run `assay identity renew`");
+            }
+        }
+        What::Issuing => {
+            warn!(
+                days,
+                "the issuing CA ends soon, and device certificates end with it: make the next one (`assay issuing new`, or `csr`)"
+            );
+        }
+        What::Service => {
+            warn!(
+                days,
+                "the service CA ends soon, and with it the certificates of brokers, workers, operators and backends (docs/operations.md, \"Replacing the root\")"
+            );
+        }
+        What::Root => {
+            warn!(
+                days,
+                "the root ends soon, and every device needs another one (docs/operations.md, \"Replacing the root\")"
+            );
+        }
     }
 }
 
@@ -146,6 +201,17 @@ mod tests {
         assert_eq!(marked(&identity(&[(soon, None), (late, None)])), [false, false]);
         assert_eq!(marked(&identity(&[(soon, None), (soon, None)])), [false, true]);
         assert_eq!(marked(&identity(&[(soon, None), (late, Some(NOW))])), [true, false]);
+    }
+
+    #[test]
+    fn issuing_ca_that_cuts_certificates_short_needs_a_next_one_that_is_used_before_its_end() {
+        let now = OffsetDateTime::from_unix_timestamp(NOW).unwrap();
+        let in_days = |days| now + Duration::days(days);
+        let needs = |ends, next: Option<i64>| {
+            needs_next(in_days(ends), next.map(in_days), Duration::days(90), now)
+        };
+        assert!(!needs(90, None) && needs(89, None) && needs(-1, None));
+        assert!(!needs(89, Some(88)) && needs(89, Some(89)) && needs(89, Some(100)));
     }
 
     #[test]

@@ -12,13 +12,17 @@ pub mod clock;
 pub mod directory;
 pub mod ek_list;
 pub mod expiry;
+pub mod issuing_files;
 pub mod operations;
 pub mod pipeline;
 pub mod register;
 pub mod revocations;
 pub mod rfc3339;
 
+mod dated;
 mod new_files;
 mod random;
+mod root_files;
 mod vendor_files;
+pub use new_files::pem_of;
 pub use random::{random_bytes, random_u32};

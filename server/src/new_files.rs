@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use assay_ca_core::KeyAndCertificate;
 use assay_store::IdentityCertificate;
+use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
@@ -90,6 +91,12 @@ impl<'a> NewFiles<'a> {
         }
         Ok(file.sync_all()?)
     }
+}
+
+/// PEM, as every other program writes it.
+pub fn pem_of(label: &str, der: &[u8]) -> String {
+    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&Pem::new(label, der), config)
 }
 
 /// What is put on record of a certificate that was just made.

@@ -187,7 +187,7 @@ fn confirm(
     let (since, ek_id) = (Instant::now(), certificate.ek_id);
     let basis = Some(Basis::of_waiting(&certificate, records, now));
     let shown = Shown::by_handshake(certificate, sha256).map_err(refused)?;
-    let confirmed = Confirmed::decide(shown, records, &ca.ticket_key, now).map_err(refused)?;
+    let confirmed = Confirmed::decide(shown, records, &ca.ticket_keys, now).map_err(refused)?;
     let device = confirmed.device_id().clone();
     let audit = AuditEntry {
         time: now,
@@ -218,8 +218,8 @@ pub fn decide_login(
     for holder in store.shared_key_holders(token.device_id()).map_err(unknown)? {
         let question = Question::about(holder.ek_id, token.device_id(), now);
         let snapshot = store.snapshot(&question).map_err(unknown)?;
-        let (scope, master, records) = (&ca.scope, &ca.master, &snapshot.records);
-        match Login::decide(offered, token, &holder, scope, master, records, now) {
+        let (scope, masters, records) = (&ca.scope, &ca.masters, &snapshot.records);
+        match Login::decide(offered, token, &holder, scope, masters, records, now) {
             Ok(login) => {
                 let act = login.first_use(records).map(Act::Accept);
                 let basis = Some(Basis { question, snapshot });
@@ -407,7 +407,8 @@ mod tests {
                 sha256: Sha256::digest(&der).into(),
             };
             let sealed =
-                unchecked::sealed(facts.clone(), der, &ca.ticket_key, &mut random()).unwrap();
+                unchecked::sealed(facts.clone(), der, ca.ticket_keys.in_use(now), &mut random())
+                    .unwrap();
             let entry = Entry { act: Act::Seal(sealed), basis: None, audit: None };
             let mut store = directory.store().unwrap();
             assert_eq!(store.record(&ca.scope, &[entry]).unwrap(), [Recorded::Done]);
@@ -429,7 +430,8 @@ mod tests {
             };
             let (der, serial) = (vec![0x30, 0x01, 0x00], facts.serial.to_vec());
             let sha256 = Sha256::digest(&der).into();
-            let renewed = unchecked::renewed(facts, der, &ca.ticket_key, &mut random()).unwrap();
+            let key = ca.ticket_keys.in_use(facts.issued_at);
+            let renewed = unchecked::renewed(facts, der, key, &mut random()).unwrap();
             let entry = Entry { act: Act::Renew(renewed), basis: None, audit: None };
             let mut store = directory.store().unwrap();
             assert_eq!(store.record(&ca.scope, &[entry]).unwrap(), [Recorded::Done]);

@@ -20,8 +20,8 @@ pub struct Question {
     pub device: IdInQuestion,
     /// The IK whose certificates are wanted.
     pub ik: IkInQuestion,
-    /// Whether the certificates that wait to be confirmed or adopted are wanted too.
-    pub waiting: bool,
+    /// Which certificates that wait to be confirmed or adopted are wanted too.
+    pub waiting: WaitingInQuestion,
     /// The time of the question: quotas and expiry count from it.
     pub now: OffsetDateTime,
 }
@@ -30,7 +30,7 @@ impl Question {
     /// About an EK and a device id, and no IK.
     pub fn about(ek: EkId, device: &DeviceId, now: OffsetDateTime) -> Self {
         let device = IdInQuestion::Is(device.clone());
-        Self { ek, device, ik: IkInQuestion::None, waiting: false, now }
+        Self { ek, device, ik: IkInQuestion::None, waiting: WaitingInQuestion::None, now }
     }
 }
 
@@ -49,6 +49,17 @@ impl From<Option<[u8; 32]>> for IkInQuestion {
     fn from(ik_id: Option<[u8; 32]>) -> Self {
         ik_id.map_or(Self::None, Self::Is)
     }
+}
+
+/// Which certificates that wait are in question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitingInQuestion {
+    /// None.
+    None,
+    /// Those of the EK for the IK in question.
+    OfIk,
+    /// All of the EK.
+    OfEk,
 }
 
 /// Which device id is in question.
@@ -73,8 +84,7 @@ pub struct Snapshot {
     pub records: Records,
     /// The EK's active certificate, if it is for the IK in question and has not expired.
     pub active: Option<ActiveCertificate>,
-    /// The certificates of the EK for the IK in question that are neither confirmed nor adopted,
-    /// newest first.
+    /// The certificates in question that are neither confirmed nor adopted, newest first.
     pub waiting: Vec<Unconfirmed>,
     /// The version of the vendors' certificates, if the question is about the device id that is
     /// due.
@@ -112,6 +122,9 @@ pub enum Act {
     /// A certificate that waits to be adopted. Whatever else waits for the same EK and IK is
     /// revoked.
     Renew(Issued<Renewed>),
+    /// A certificate for another IK, which waits to be adopted. Whatever else waits for the same EK
+    /// is revoked, except what renews the certificate in force.
+    Rekey(Issued<Renewed>),
     /// A certificate that waited to be confirmed or adopted becomes its device's only active one.
     Activate(Confirmed),
     /// A shared key is offered to an EK.

@@ -46,6 +46,17 @@ pub struct CertificateRow {
     pub der: Option<Vec<u8>>,
 }
 
+/// The certificates in force of an issuing CA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InForce {
+    /// Those that it signed.
+    pub active: u64,
+    /// Those that it may have signed, and that wait for their confirmation or adoption.
+    pub waiting: u64,
+    /// When the last of all of them ends, in seconds since 1970; `None` if there is none.
+    pub last_ends: Option<i64>,
+}
+
 /// The status of a certificate that somebody shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CertificateStatus {

@@ -15,6 +15,7 @@
 //! 6. once a call has returned `Ok`, what it recorded survives a crash of the process and of the
 //!    machine.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
@@ -23,14 +24,16 @@ use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::clock::Clocks;
+use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
+use crate::secrets::MadeBefore;
 use crate::trust::{AnchorRow, Trusted};
 
 /// One connection to a database. Each thread has its own, from
@@ -88,6 +91,14 @@ pub trait Store: Send {
     /// If one is missing, a device is locked out. One too many costs a check of a token.
     fn shared_key_holders(&mut self, device: &DeviceId)
     -> Result<Vec<SharedKeyHolder>, StoreError>;
+
+    /// What was made before this time, and is still needed `now`: certificates that wait, and shared
+    /// keys. With too little of it, a secret is dropped that devices still need.
+    fn made_before(
+        &mut self,
+        time: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<MadeBefore, StoreError>;
 
     /// Whether an EK is on the enrolment list.
     ///
@@ -186,6 +197,20 @@ pub trait Store: Send {
     /// Every certificate, in the order of issuance. A certificate that was never confirmed comes
     /// without its DER, which would name a device to people who should not know of it.
     fn certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError>;
+
+    /// How many certificates of devices are in force now that name the issuing CA with this key
+    /// identifier; and how many wait that were issued within `at_work`. Nobody can see who signed
+    /// one that waits, because it is encrypted. This reads every certificate: a million takes some
+    /// seconds.
+    ///
+    /// If a certificate is left out, an operator removes an issuing CA that devices still need, and
+    /// its revocation list ends too soon. One too many keeps an issuing CA.
+    fn in_force(
+        &mut self,
+        key_id: &[u8],
+        at_work: Range<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<InForce, StoreError>;
 
     /// Puts an identity on record, with its first certificate. A certificate that is not on record
     /// lets nobody in. Returns `false` if there is an identity of this name.
@@ -314,6 +339,34 @@ pub trait Store: Send {
         list: &PublishedList,
         until: OffsetDateTime,
     ) -> Result<TakenOver, StoreError>;
+
+    /// Attaches a document to a device, or to the scope if `target` is `None`, or removes it if
+    /// `document` is `None`. Returns the new revision, which is higher than every one before;
+    /// `None` if there is nothing to remove. The device need not be registered.
+    ///
+    /// If a revision were given twice, a device that has one document would not take the other.
+    fn set_configuration(
+        &mut self,
+        target: Option<&DeviceId>,
+        document: Option<&[u8]>,
+        now: OffsetDateTime,
+    ) -> Result<Option<u64>, StoreError>;
+
+    /// The document that is due to a device: its own one, or else the scope's. `None` if there
+    /// never was one for it. For one device, the revision never goes back, whatever is removed.
+    ///
+    /// If it goes back, the device takes the answer for a replay, and keeps what it has.
+    fn configuration(&mut self, device: &DeviceId) -> Result<Option<DueConfiguration>, StoreError>;
+
+    /// Everything that is attached, or was; the scope's first, then by device id.
+    fn configurations(&mut self) -> Result<Vec<ConfigurationRow>, StoreError>;
+
+    /// The newest revision; 0 if nothing was ever attached. Cheap enough to ask every second.
+    fn newest_configuration(&mut self) -> Result<u64, StoreError>;
+
+    /// What changed last, for devices to know whether to ask. If a change is missing, a device
+    /// hears of it only when it renews.
+    fn configuration_changes(&mut self) -> Result<ConfigurationChanges, StoreError>;
 
     /// The newest `count` decisions, oldest first.
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError>;

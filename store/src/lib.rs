@@ -13,6 +13,7 @@ mod audit;
 mod backup;
 mod certificates;
 mod clock;
+mod configurations;
 mod copy;
 mod database;
 mod enrolments;
@@ -23,6 +24,7 @@ mod random;
 mod record_each;
 mod retention;
 mod revocation;
+mod secrets;
 mod tables;
 mod trust;
 mod writes;
@@ -30,11 +32,14 @@ mod writes;
 pub mod postgres;
 pub mod sqlite;
 
-pub use act::{Act, Basis, Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot};
+pub use act::{
+    Act, Basis, Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot, WaitingInQuestion,
+};
 pub use audit::{AuditEntry, AuditRow, Change, Whom};
 pub use backup::backup;
-pub use certificates::{CertificateRow, CertificateStatus, DeviceRow};
+pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 pub use clock::Clocks;
+pub use configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 pub use contract::Store;
 pub use copy::{Progress, copy};
 pub use database::{Database, Status};
@@ -51,4 +56,5 @@ pub use postgres::Settings as PostgresSettings;
 pub use record_each::record_each;
 pub use retention::{Pruned, Retention};
 pub use revocation::{Changes, RevokedCertificates};
+pub use secrets::MadeBefore;
 pub use trust::{AnchorRow, AnchorsVersion, Trusted};

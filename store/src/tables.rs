@@ -216,6 +216,12 @@ pub(crate) const TABLES: &[Table] = &[
         ],
     },
     Table { name: "clock", order: Order::Key, columns: &[number("latest"), number("accepted")] },
+    Table {
+        name: "configurations",
+        order: Order::Key,
+        columns: &[text("device_id"), number("revision"), bytes("document"), number("set_at")],
+    },
+    Table { name: "configuration_revisions", order: Order::Key, columns: &[number("newest")] },
     Table { name: "revocation_lists", order: Order::Key, columns: &[number("number")] },
     Table {
         name: "revocations",

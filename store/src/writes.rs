@@ -25,6 +25,9 @@ pub(crate) enum Write<'a> {
     Waiting(NewCertificate<'a>),
     /// A certificate that waits to be adopted, in place of what else waits for its EK and IK.
     Renewal(NewCertificate<'a>),
+    /// A certificate that waits to be adopted, in place of what else waits for its EK, except for
+    /// the IK in force.
+    Rekey(NewCertificate<'a>),
     /// A certificate that waited and comes into force.
     Activation(Activation<'a>),
     /// A shared key that is offered.
@@ -115,6 +118,7 @@ impl<'a> Write<'a> {
             }
             Act::Seal(certificate) => Self::Waiting(new_certificate(certificate, None)),
             Act::Renew(certificate) => Self::Renewal(new_certificate(certificate, None)),
+            Act::Rekey(certificate) => Self::Rekey(new_certificate(certificate, None)),
             Act::Activate(confirmed) => Self::Activation(Activation {
                 serial: confirmed.serial(),
                 device_id: confirmed.device_id(),
@@ -146,7 +150,9 @@ impl<'a> Write<'a> {
 
     pub(crate) fn ek_id(&self) -> EkId {
         match self {
-            Self::Certificate(new) | Self::Waiting(new) | Self::Renewal(new) => new.ek_id,
+            Self::Certificate(new) | Self::Waiting(new) | Self::Renewal(new) | Self::Rekey(new) => {
+                new.ek_id
+            }
             Self::Activation(activation) => activation.ek_id,
             Self::Offer(offer) => offer.ek_id,
             Self::Use(first_use) => first_use.ek_id,
@@ -155,7 +161,9 @@ impl<'a> Write<'a> {
 
     pub(crate) fn device_id(&self) -> &'a DeviceId {
         match self {
-            Self::Certificate(new) | Self::Waiting(new) | Self::Renewal(new) => new.device_id,
+            Self::Certificate(new) | Self::Waiting(new) | Self::Renewal(new) | Self::Rekey(new) => {
+                new.device_id
+            }
             Self::Activation(activation) => activation.device_id,
             Self::Offer(offer) => offer.device_id,
             Self::Use(first_use) => first_use.device_id,
@@ -168,7 +176,7 @@ impl<'a> Write<'a> {
             Self::Certificate(new) => (new.assurance, new.issued_at),
             Self::Activation(activation) => (activation.assurance, activation.confirmed_at),
             Self::Use(first_use) => (first_use.assurance, first_use.used_at),
-            Self::Waiting(_) | Self::Renewal(_) | Self::Offer(_) => return None,
+            Self::Waiting(_) | Self::Renewal(_) | Self::Rekey(_) | Self::Offer(_) => return None,
         };
         Some(NewDevice { device_id: self.device_id(), ek_id: self.ek_id(), assurance, at })
     }
@@ -178,7 +186,11 @@ impl<'a> Write<'a> {
         match self {
             Self::Certificate(new) => Some((&new.serial, new.issued_at)),
             Self::Activation(activation) => Some((&activation.serial, activation.confirmed_at)),
-            Self::Waiting(_) | Self::Renewal(_) | Self::Offer(_) | Self::Use(_) => None,
+            Self::Waiting(_)
+            | Self::Renewal(_)
+            | Self::Rekey(_)
+            | Self::Offer(_)
+            | Self::Use(_) => None,
         }
     }
 

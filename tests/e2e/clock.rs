@@ -1,7 +1,5 @@
 //! A CA whose clock is wrong: nothing is answered, and nothing is lost.
 
-use std::ffi::OsStr;
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +8,7 @@ use assay_tests::{AssayDir, AssayServer, Device, EkKind, run, trusted_vendor};
 use assay_wire::{Proof, ReplyBody, RequestBody};
 use rusqlite::Connection;
 
+use crate::fake_clock::FakeClock;
 use crate::lab::Lab;
 use crate::raw_client::RawClient;
 use crate::tools_device::{ToolsDevice, named};
@@ -91,15 +90,9 @@ fn a_ca_whose_clock_is_set_forward_or_back_loses_and_revokes_nothing() -> Result
     let dir = AssayDir::init()?;
     let vendor = trusted_vendor()?;
     dir.trust(&vendor)?;
-    let place = tempfile::tempdir()?;
-    let offset = place.path().join("offset");
-    fs::write(&offset, "+0")?;
-    let environment: [(&str, &OsStr); 4] = [
-        ("LD_PRELOAD", OsStr::new("/usr/$LIB/faketime/libfaketime.so.1")),
-        ("FAKETIME_TIMESTAMP_FILE", offset.as_os_str()),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", OsStr::new("1")),
-        ("FAKETIME_CACHE_DURATION", OsStr::new("1")),
-    ];
+    let clock = FakeClock::new()?;
+    let environment = clock.environment();
+    let environment = environment.each_ref().map(|(name, value)| (*name, value.as_os_str()));
     let lab = Lab { server: AssayServer::start_with(&dir, &environment)?, dir };
     let tpms = vendor.devices(EkKind::P256, 2)?;
     let certified = Device::new(&tpms[0])?;
@@ -113,15 +106,15 @@ fn a_ca_whose_clock_is_set_forward_or_back_loses_and_revokes_nothing() -> Result
     let sealed = waiting.open(&reply)?;
     let id = named(&sealed.chain)?;
     drop(mqtt);
-    for step in ["+3600", "-3600", "+86400", "-86400", "+31536000", "-31536000"] {
-        fs::write(&offset, step)?;
+    for step in [3_600, -3_600, 86_400, -86_400, 31_536_000, -31_536_000] {
+        clock.set(step)?;
         ensure!(!is_healthy(&lab, false)?, "{step}");
         // Long enough to revoke what was not confirmed in time.
         thread::sleep(Duration::from_millis(1_500));
         ensure!(lab.statuses(&id)? == ["unconfirmed"], "{step}");
-        let direction = if step.starts_with('+') { "went forward" } else { "behind" };
+        let direction = if step > 0 { "went forward" } else { "behind" };
         ensure!(lab.server.log().contains(direction), "{step}");
-        fs::write(&offset, "+0")?;
+        clock.set(0)?;
         ensure!(is_healthy(&lab, true)?, "{step}");
     }
     run(&mut certified.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;

@@ -43,7 +43,7 @@ const DEVICE: &[Row] = &[
     ("keeps the rules", "accepted", "accepted"),
     ("another client id", "connack 0x02", "connack 0x85"),
     ("another token", "connack 0x04", "connack 0x86"),
-    ("keep-alive of 61 s", "connack 0x05", "accepted"),
+    ("keep-alive of 241 s", "connack 0x05", "accepted"),
     ("Will elsewhere", "connack 0x05", "connack 0x87"),
     ("Will of 1025 bytes", "connack 0x05", "connack 0x97"),
     ("Will on its presence", "accepted", "accepted"),

@@ -229,7 +229,7 @@ def as_device():
     wrong = fresh()
     wrong.username_pw_set(device, token.replace("sig=", "sig=A"))
     yield "another token", connect(wrong)
-    yield "keep-alive of 61 s", connect(fresh(), keepalive=61)
+    yield "keep-alive of 241 s", connect(fresh(), keepalive=241)
     yield "Will elsewhere", connect(with_will(own + "/state"))
     yield "Will of 1025 bytes", connect(with_will(own + "/presence", b"x" * 1025))
     yield "Will on its presence", connect(with_will(own + "/presence"))

@@ -284,7 +284,7 @@ impl Lab {
     }
 
     /// SIGHUP, which must change nothing. Returns what the log says of it.
-    fn reload_refused(&self) -> Result<String> {
+    pub(crate) fn reload_refused(&self) -> Result<String> {
         let before = self.server.log().len();
         self.hang_up("nothing was reread")?;
         Ok(self.server.log()[before..].to_owned())

@@ -235,7 +235,10 @@ fn pem(granted: &CertificateReply) -> String {
 }
 
 /// Gets a certificate by the ticket flow.
-fn certified(mqtt: &mut RawClient, device: &ToolsDevice<'_>) -> Result<CertificateReply> {
+pub(crate) fn certified(
+    mqtt: &mut RawClient,
+    device: &ToolsDevice<'_>,
+) -> Result<CertificateReply> {
     let challenge = match mqtt.ask(RequestBody::Challenge(device.evidence()?))? {
         ReplyBody::Challenge(challenge) => challenge,
         other => bail!("{other:?}"),
@@ -244,7 +247,7 @@ fn certified(mqtt: &mut RawClient, device: &ToolsDevice<'_>) -> Result<Certifica
     certificate(mqtt.ask(RequestBody::Certify(Proof { claim: challenge.claim, ticket }))?)
 }
 
-fn renewed(
+pub(crate) fn renewed(
     mqtt: &mut RawClient,
     device: &ToolsDevice<'_>,
     old: &CertificateReply,
@@ -252,7 +255,7 @@ fn renewed(
     certificate(mqtt.ask(RequestBody::Renew(device.renewal(&old.chain[0])?))?)
 }
 
-fn adopt(device: &ToolsDevice<'_>, new: &CertificateReply) -> Result<RequestBody> {
+pub(crate) fn adopt(device: &ToolsDevice<'_>, new: &CertificateReply) -> Result<RequestBody> {
     Ok(RequestBody::Adopt(device.adoption(&new.chain[0])?))
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 use std::{fs, io};
@@ -111,7 +111,7 @@ fn status_says_when_the_device_renews_and_whether_that_is_due() -> Result<()> {
     let line = |device: &Device| -> Result<String> {
         let mut status = device.status()?;
         let (program, state) = (status.get_program().to_owned(), device.state());
-        status = std::process::Command::new(program);
+        status = Command::new(program);
         let output = run(status.args(["status", "--state"]).arg(state))?;
         let text = String::from_utf8(output.stdout)?;
         Ok(text.lines().find(|line| line.starts_with("renewal")).context(text.clone())?.to_owned())
@@ -259,17 +259,21 @@ fn set_renew_at(device: &Device, renew_at: Value) -> Result<()> {
     Ok(fs::write(&file, memory.to_string())?)
 }
 
-fn signs_in(lab: &Lab, device: &Device) -> Result<()> {
+pub(crate) fn signs_in(lab: &Lab, device: &Device) -> Result<()> {
     run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?).map(drop)
 }
 
 fn start(lab: &Lab, device: &Device) -> Result<Child> {
-    let mut provision = device.provision(&lab.dir, &lab.server)?;
-    Ok(provision.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
+    spawn_told(device.provision(&lab.dir, &lab.server)?)
+}
+
+/// Starts a command whose steps are read.
+pub(crate) fn spawn_told(mut command: Command) -> Result<Child> {
+    Ok(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
 }
 
 /// Waits until the device has reported `step` steps; `true` if it ended before.
-fn wait_for_step(device: &mut Child, step: usize) -> Result<bool> {
+pub(crate) fn wait_for_step(device: &mut Child, step: usize) -> Result<bool> {
     let stderr = device.stderr.take().context("stderr is a pipe")?;
     let mut steps: io::Lines<_> = BufReader::new(stderr).lines();
     let finished = steps.by_ref().take(step).count() < step;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -87,13 +88,12 @@ fn a_certificate_that_is_due_is_renewed_and_the_connection_goes_over_to_it() -> 
 
     let heard = tpm.work_dir().join("heard");
     let hook = tpm.work_dir().join("hook");
-    let script = format!(
-        "#!/bin/sh\necho \"$1 $ASSAY_DEVICE_ID $ASSAY_STATE $ASSAY_CERTIFICATE \
+    let text = format!(
+        "echo \"$1 $ASSAY_DEVICE_ID $ASSAY_STATE $ASSAY_CERTIFICATE \
          ${{ASSAY_OWNER_AUTH-none}}\" >> {}\n",
         heard.display()
     );
-    fs::write(&hook, script)?;
-    fs::set_permissions(&hook, fs::Permissions::from_mode(0o700))?;
+    script(&hook, &text)?;
     let mut command = device.run(&lab.dir, &lab.server)?;
     command.env("ASSAY_OWNER_AUTH", "").arg("--on-renewed");
     let agent = Agent::start({
@@ -122,6 +122,23 @@ fn a_certificate_that_is_due_is_renewed_and_the_connection_goes_over_to_it() -> 
         device.state().join("certificate.pem").display()
     );
     eventually(|| Ok(fs::read_to_string(&heard).is_ok_and(|text| text == expected)))
+}
+
+#[test]
+fn a_device_renews_over_its_own_connection_where_nobody_listens_for_strangers() -> Result<()> {
+    let lab = Lab::with_settings(ALWAYS_DUE)?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    let id = lab.provision(&device, &[])?["device_id"].clone();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    set_renew_at(&device, now + 4)?;
+    let nowhere = "mqtts://127.0.0.1:1";
+    let command = device.run_at(nowhere, &lab.server.operational, &lab.dir.root_pem())?;
+    let agent = Agent::start(command)?;
+    agent.says("online as", 2)?;
+    ensure!(lab.statuses(id.as_str().context("an id")?)? == ["superseded", "active"]);
+    ensure!(agent.count("not reached") == 0, "{}", agent.log());
+    Ok(())
 }
 
 #[test]
@@ -265,6 +282,12 @@ impl Drop for Operator {
     }
 }
 
+/// Writes a program for `sh`.
+pub(crate) fn script(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, format!("#!/bin/sh\n{text}"))?;
+    Ok(fs::set_permissions(file, fs::Permissions::from_mode(0o700))?)
+}
+
 /// Sets when the CA told a device to renew its certificate.
 fn set_renew_at(device: &Device, renew_at: u64) -> Result<()> {
     let file = device.state().join("device.json");
@@ -273,7 +296,7 @@ fn set_renew_at(device: &Device, renew_at: u64) -> Result<()> {
     Ok(fs::write(&file, memory.to_string())?)
 }
 
-fn eventually(is_so: impl Fn() -> Result<bool>) -> Result<()> {
+pub(crate) fn eventually(is_so: impl Fn() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !is_so()? {
         ensure!(Instant::now() < deadline, "not within {} s", PATIENCE.as_secs());

@@ -1,4 +1,4 @@
-//! The procedure of docs/operations.md, "A stolen issuing key", as it is written there.
+//! The procedures of docs/operations.md after `issuing.key` was read, as they are written there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use assay_tests::{AssayDir, AssayServer, Device, EkKind, run, tool, trusted_vend
 use serde_json::Value;
 
 use crate::lab::Lab;
+use crate::roots::World;
 
 /// What somebody does who has `issuing.key`: a certificate for a device's id.
 fn forge(stolen: &Path, id: &str, place: &Path) -> Result<PathBuf> {
@@ -84,4 +85,49 @@ fn a_stolen_issuing_key_is_worth_nothing_after_the_ca_was_made_anew() -> Result<
     lab.openssl_verifies(&chain)?;
     lab.refused(&disabled, &[], "device-disabled")?;
     Ok(())
+}
+
+/// "The keys of a worker's machine were read": without `service.key`.
+#[test]
+fn a_stolen_issuing_key_is_worth_nothing_to_who_trusts_the_new_root_alone() -> Result<()> {
+    let world = World::open()?;
+    let (given, vendor) = (world.given(), trusted_vendor()?);
+    let tpms = vendor.devices(EkKind::P256, 2)?;
+    let [device, sleeper] = [Device::new(&tpms[0])?, Device::new(&tpms[1])?];
+    let id = world.provision(&device, &given)?["device_id"].as_str().context("an id")?.to_owned();
+    world.provision(&sleeper, &given)?;
+    let place = tempfile::tempdir()?;
+    let stolen = place.path().join("stolen");
+    fs::create_dir(&stolen)?;
+    for file in ["issuing.pem", "issuing.key"] {
+        fs::copy(world.lab.dir.path().join(file), stolen.join(file))?;
+    }
+    let forged = forge(&stolen, &id, place.path())?;
+    let issuing = stolen.join("issuing.pem");
+    run(&mut relying_party(&given, &issuing, &forged)?).context("it is worth a lot")?;
+
+    // Steps 1 and 2.
+    world.new_root_takes_over()?;
+    for secret in ["ticket", "master"] {
+        world.lab.assay(&["keys", "rotate", secret, "--from", "now"])?;
+        world.lab.assay(&["keys", "retire", secret, "--force"])?;
+    }
+    world.lab.reload()?;
+    // Step 3: a relying party with the new root alone. The thief knows all that is public.
+    let new_root = world.new_root()?;
+    world.renews(&device, &given)?;
+    let chain = device.state().join("certificate.pem");
+    let public = place.path().join("public.pem");
+    fs::write(&public, [fs::read(&issuing)?, fs::read(&chain)?].concat())?;
+    let verdict = relying_party(&new_root, &public, &forged)?.output()?;
+    ensure!(!verdict.status.success(), "the forged certificate is worth nothing");
+    run(&mut relying_party(&new_root, &chain, &chain)?)?;
+    let slept = sleeper.state().join("certificate.pem");
+    ensure!(!relying_party(&new_root, &slept, &slept)?.output()?.status.success());
+    // Both are served all the time, and the second follows when it wakes.
+    for device in [&device, &sleeper] {
+        run(&mut world.publish(device, &given)?)?;
+    }
+    world.renews(&sleeper, &given)?;
+    run(&mut relying_party(&new_root, &slept, &slept)?).map(drop)
 }

@@ -51,10 +51,29 @@ impl Device {
         Ok(command)
     }
 
+    /// `assay-device rekey --json`, against any broker.
+    pub fn rekey_at(&self, broker: &str, ca_root: &Path) -> Result<Command> {
+        let mut command = self.connecting("rekey", broker, ca_root)?;
+        command.arg("--json");
+        Ok(command)
+    }
+
     /// `assay-device run` at both listeners of `server`, for [`Agent`](crate::Agent).
     pub fn run(&self, dir: &AssayDir, server: &AssayServer) -> Result<Command> {
-        let mut command = self.connecting("run", &server.bootstrap, &dir.root_pem())?;
-        command.args(["--operational", &server.operational]);
+        self.run_at(&server.bootstrap, &server.operational, &dir.root_pem())
+    }
+
+    /// As [`run`](Self::run), at any broker.
+    pub fn run_at(&self, bootstrap: &str, operational: &str, ca_root: &Path) -> Result<Command> {
+        let mut command = self.connecting("run", bootstrap, ca_root)?;
+        command.args(["--operational", operational]);
+        Ok(command)
+    }
+
+    /// `assay-device configuration`.
+    pub fn configuration(&self) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay-device")?);
+        command.args(["configuration", "--state"]).arg(self.state());
         Ok(command)
     }
 

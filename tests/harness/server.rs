@@ -153,6 +153,17 @@ impl AssayServer {
 
     /// Asks the server to end (SIGTERM) and waits until it ends.
     pub fn stop(mut self) -> Result<()> {
+        self.terminate()
+    }
+
+    /// Asks the server to end, and serves again on the same ports after `meanwhile`.
+    pub fn restart_after(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.terminate()?;
+        meanwhile()?;
+        self.serve()
+    }
+
+    fn terminate(&mut self) -> Result<()> {
         if let Some(mut process) = self.process.take() {
             signal(process.id(), "TERM")?;
             let status = process.wait()?;

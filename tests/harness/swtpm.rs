@@ -117,6 +117,11 @@ impl Swtpm {
         Ok(())
     }
 
+    /// Whether it was killed.
+    pub fn is_off(&self) -> bool {
+        self.process.is_none()
+    }
+
     pub fn restart(&mut self) -> Result<()> {
         self.kill()?;
         self.start()

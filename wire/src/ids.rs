@@ -127,6 +127,17 @@ text_id!(
 );
 
 text_id!(
+    /// The identifier of an issuing CA's key in hexadecimal, as its certificates name it (RFC 5280
+    /// §4.2.1.1).
+    KeyId,
+    "key identifier",
+    "2 to 64 lower-case hexadecimal digits, two for each byte",
+    64,
+    |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+    |id| id.len() % 2 == 1
+);
+
+text_id!(
     /// The MQTT client id that a topic names.
     ClientId,
     "client id",

@@ -23,7 +23,9 @@ mod device_client;
 pub use device_client::DeviceClientId;
 
 mod ids;
-pub use ids::{ClientId, ConnectionName, DeviceId, EkId, IdError, IdentityName, RequestId, Scope};
+pub use ids::{
+    ClientId, ConnectionName, DeviceId, EkId, IdError, IdentityName, KeyId, RequestId, Scope,
+};
 
 mod identity;
 pub use identity::{Identity, IdentityError};
@@ -51,6 +53,12 @@ pub use message::{
     ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError,
     EkPublic, Head, MAX_MESSAGE, ParentBundle, Proof, Receipt, Reply, ReplyBody, Request,
     RequestBody, SealedCertificate, SealedReply, Ticket,
+};
+
+mod configuration;
+pub use configuration::{
+    Configuration, ConfigurationNews, MAX_CONFIGURATION, MAX_SIGNED_CONFIGURATION,
+    SignedConfiguration,
 };
 
 mod renewal;

@@ -10,8 +10,9 @@ use minicbor::{Decode, Decoder, Encode, Encoder};
 
 use crate::{Adoption, Renewal};
 use crate::{
-    Bytes, CertificateList, DeviceId, EkId, EkIds, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR,
-    MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED, Problem, RequestId,
+    Bytes, CertificateDer, CertificateList, DeviceId, EkId, EkIds, Limit, MAX_CLAIM,
+    MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED,
+    MAX_SIGNED_CONFIGURATION, Problem, RequestId,
 };
 
 /// The longest message, in bytes: a full EK chain of RSA-4096 certificates, a CSR and two public
@@ -45,8 +46,11 @@ pub enum RequestBody {
     Ping,
     /// Asks for a new certificate in place of one that is in force, for the same IK.
     Renew(Renewal),
-    /// Tells the CA that the device has stored a renewed certificate, so that it becomes active.
+    /// Tells the CA that the device has stored a certificate that waits, so that it becomes active.
     Adopt(Adoption),
+    /// The ticket flow's first step for a device that keeps its certificate until it takes the one
+    /// for the IK that it shows here. Answered by a challenge; the certificate for that is adopted.
+    Rekey(Bundle),
 }
 
 /// What the device shows of its EK and IK. The CA believes none of it before it has checked it.
@@ -211,7 +215,7 @@ pub struct Reply {
 pub enum ReplyBody {
     /// The request is not granted.
     Problem(Problem),
-    /// Answers [`RequestBody::Challenge`].
+    /// Answers [`RequestBody::Challenge`] and [`RequestBody::Rekey`].
     Challenge(ChallengeReply),
     /// Answers [`RequestBody::Certify`] and [`RequestBody::Renew`].
     Certificate(CertificateReply),
@@ -257,6 +261,13 @@ pub struct CertificateReply {
     /// When the device is to renew it, in seconds since 1970.
     #[n(1)]
     pub renew_at: Option<u64>,
+    /// A [`SignedConfiguration`](crate::SignedConfiguration), if the operator has a document for
+    /// the device. Whether it can be read says nothing about the certificate.
+    #[n(2)]
+    pub configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
+    /// A new root, certified by the one before, for the device to pin beside it.
+    #[n(3)]
+    pub new_root: Option<CertificateDer>,
 }
 
 /// A certificate that only the TPM with both the EK and the IK can read.
@@ -314,6 +325,9 @@ pub struct SealedCertificate {
     /// When the device is to renew the certificate, in seconds since 1970.
     #[n(3)]
     pub renew_at: Option<u64>,
+    /// As in [`CertificateReply`]; left out if [`SealedReply::sealed`] would be too long with it.
+    #[n(4)]
+    pub configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
 }
 
 impl SealedCertificate {
@@ -380,6 +394,7 @@ impl Request {
     const PING: u64 = 6;
     const RENEW: u64 = 7;
     const ADOPT: u64 = 8;
+    const REKEY: u64 = 9;
 
     /// The message to publish.
     pub fn encode(&self) -> Vec<u8> {
@@ -392,6 +407,7 @@ impl Request {
             RequestBody::Ping => encode(Self::PING, self.id, &Nothing {}),
             RequestBody::Renew(body) => encode(Self::RENEW, self.id, body),
             RequestBody::Adopt(body) => encode(Self::ADOPT, self.id, body),
+            RequestBody::Rekey(body) => encode(Self::REKEY, self.id, body),
         }
     }
 
@@ -420,6 +436,7 @@ impl Request {
             Self::PING => d.decode().map(|Nothing {}| RequestBody::Ping)?,
             Self::RENEW => RequestBody::Renew(d.decode()?),
             Self::ADOPT => RequestBody::Adopt(d.decode()?),
+            Self::REKEY => RequestBody::Rekey(d.decode()?),
             kind => return Err(DecodeError::UnknownKind(kind)),
         };
         let request = Self { id, body };
@@ -562,7 +579,7 @@ fn encode(kind: u64, id: RequestId, body: &impl Encode<()>) -> Vec<u8> {
     message
 }
 
-fn only_encoding(message: &[u8], encoded: Vec<u8>) -> Result<(), DecodeError> {
+pub(crate) fn only_encoding(message: &[u8], encoded: Vec<u8>) -> Result<(), DecodeError> {
     if message == encoded {
         return Ok(());
     }

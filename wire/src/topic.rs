@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt;
 
-use crate::{ClientId, DeviceId, Scope};
+use crate::{ClientId, DeviceId, KeyId, Scope};
 
 /// The first level in a device's tree of the topics that operators and backends publish on.
 pub const COMMAND: &str = "command";
@@ -15,8 +15,12 @@ pub const COMMAND: &str = "command";
 pub enum Topic {
     /// `ca/v1/{scope}/chain`: the CA's certificates, retained.
     Chain(Scope),
-    /// `ca/v1/{scope}/crl`: the CA's revocation list, retained.
+    /// `ca/v1/{scope}/configuration`: which configurations are new, retained.
+    Configuration(Scope),
+    /// `ca/v1/{scope}/crl`: the revocation list of the issuing CA in use, retained.
     Crl(Scope),
+    /// `ca/v1/{scope}/crl/{key}`: the revocation list of the issuing CA with this key, retained.
+    CrlOf(Scope, KeyId),
     /// `device/v1/{scope}/{device}/…`: what a provisioned device publishes and receives.
     Device(Scope, DeviceId, String),
     /// `fleet/v1/{scope}/{device}/event`: what the CA tells operators.
@@ -40,7 +44,9 @@ impl Topic {
         }
         match (tree, fourth, fifth) {
             ("ca", "chain", None) => Some(Self::Chain(scope)),
+            ("ca", "configuration", None) => Some(Self::Configuration(scope)),
             ("ca", "crl", None) => Some(Self::Crl(scope)),
+            ("ca", "crl", Some(key)) => Some(Self::CrlOf(scope, key.parse().ok()?)),
             ("device", device, Some(rest)) if is_topic_tail(rest) => {
                 Some(Self::Device(scope, device.parse().ok()?, rest.into()))
             }
@@ -69,7 +75,9 @@ impl fmt::Display for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Chain(scope) => write!(f, "ca/v1/{scope}/chain"),
+            Self::Configuration(scope) => write!(f, "ca/v1/{scope}/configuration"),
             Self::Crl(scope) => write!(f, "ca/v1/{scope}/crl"),
+            Self::CrlOf(scope, key) => write!(f, "ca/v1/{scope}/crl/{key}"),
             Self::Device(scope, device, rest) => write!(f, "device/v1/{scope}/{device}/{rest}"),
             Self::Event(scope, device) => write!(f, "fleet/v1/{scope}/{device}/event"),
             Self::Reply(scope, client) => write!(f, "provision/v1/{scope}/{client}/reply"),
@@ -93,7 +101,9 @@ mod tests {
     fn topics_read_back_as_what_was_written() {
         for name in [
             "ca/v1/default/chain",
+            "ca/v1/default/configuration",
             "ca/v1/default/crl",
+            "ca/v1/default/crl/00112233445566778899aabbccddeeff00112233",
             "device/v1/default/pump-17/telemetry/temperature",
             "fleet/v1/default/pump-17/event",
             "provision/v1/default/abc/reply",
@@ -120,6 +130,11 @@ mod tests {
             "device/v1/default/pump-17/#",
             "device/v1/default/pump-17/a/+/b",
             "ca/v1/default/chain/more",
+            "ca/v1/default/crl/",
+            "ca/v1/default/crl/+",
+            "ca/v1/default/crl/0",
+            "ca/v1/default/crl/AB",
+            "ca/v1/default/crl/00/11",
         ] {
             assert_eq!(Topic::parse(name), None, "{name}");
         }

@@ -6,6 +6,7 @@ use assay_wire::{
     Receipt, Renewal, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, SealedCertificate,
     SealedReply, Ticket,
 };
+use assay_wire::{Configuration, ConfigurationNews, DeviceId, SignedConfiguration};
 
 const ID: &str = "50 000102030405060708090a0b0c0d0e0f";
 
@@ -159,8 +160,13 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         "03 5820",       // 3: EK id
         &"bb".repeat(32),
     ]);
+    let (challenge, mut rekey_bytes) = challenge_request();
+    let RequestBody::Challenge(bundle) = challenge.body else { panic!() };
+    let rekey = Request { id: id(), body: RequestBody::Rekey(bundle) };
+    rekey_bytes[1] = 9;
     vec![
         challenge_request(),
+        (rekey, rekey_bytes),
         (renew, renew_bytes),
         (adopt, adopt_bytes),
         (without_id, without_id_bytes),
@@ -220,6 +226,8 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
             reply(ReplyBody::Certificate(CertificateReply {
                 chain: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
                 renew_at: None,
+                configuration: None,
+                new_root: None,
             })),
             bytes(&[
                 "83 02", // kind: certificate
@@ -234,13 +242,17 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
             reply(ReplyBody::Certificate(CertificateReply {
                 chain: vec![opaque(b"leaf")].try_into().unwrap(),
                 renew_at: Some(1_800_000_000),
+                configuration: Some(opaque(b"cose")),
+                new_root: Some(opaque(b"root")),
             })),
             bytes(&[
                 "83 02",
                 ID,
-                "a2",                // map of two
+                "a4",                // map of four
                 "00 81 44 6c656166", // 0: chain of one
                 "01 1a6b49d200",     // 1: when to renew
+                "02 44 636f7365",    // 2: signed configuration
+                "03 44 726f6f74",    // 2: a new root
             ]),
         ),
         (
@@ -302,6 +314,7 @@ fn sealed_certificate() -> (SealedCertificate, Vec<u8>) {
         ticket: Ticket::from([0xaa; 32]),
         receipt_sha256: [0xdd; 32],
         renew_at: Some(1_800_000_000),
+        configuration: None,
     };
     let annotated = bytes(&[
         "a4",                       // map of four
@@ -404,6 +417,16 @@ fn messages_match_the_cddl() {
             .unwrap_or_else(|error| panic!("{name}: {error}"));
     };
     rule("sealed-certificate", &sealed_certificate().1);
+    let (configuration, payload) = configuration();
+    rule("configuration", &payload);
+    rule("configuration", &Configuration { document: None, ..configuration }.encode());
+    for chain in [vec![opaque(b"leaf")], vec![opaque(b"leaf"), opaque(b"ca")]] {
+        let (chain, payload) = (chain.try_into().unwrap(), payload.clone());
+        let signed = SignedConfiguration { chain, payload, signature: [0xee; 64] };
+        rule("cose-sign1", &signed.encode());
+    }
+    let devices = vec![("pump-1".parse().unwrap(), 7)];
+    rule("configuration-news", &ConfigurationNews { for_all: 5, spread: 20, devices }.encode());
     rule(
         "sealed-associated-data",
         &SealedReply::associated_data(b"claim", &[0xee; 32].into(), &[0x11; 32]),
@@ -426,7 +449,7 @@ fn the_cddl_refuses_what_is_no_message() {
     let cddl = include_str!("../assay.cddl");
     let certify_without_ticket = bytes(&["83 02", ID, "a1 00 45 636c61696d"]);
     let short_ticket = bytes(&["83 02", ID, "a2 00 45 636c61696d 01 43 aaaaaa"]);
-    let unknown_kind = bytes(&["83 09", ID, "a0"]);
+    let unknown_kind = bytes(&["83 0a", ID, "a0"]);
     let ping_that_says_something = bytes(&["83 06", ID, "a1 00 45 636c61696d"]);
     for message in [certify_without_ticket, short_ticket, unknown_kind, ping_that_says_something] {
         assert!(
@@ -574,8 +597,8 @@ fn a_problem_of_a_later_version_is_still_a_problem() {
 
 #[test]
 fn the_id_of_an_unreadable_request_is_found_if_it_is_there() {
-    let unknown_kind = bytes(&["83 09", ID, "a0"]);
-    assert_eq!(Request::decode(&unknown_kind), Err(DecodeError::UnknownKind(9)));
+    let unknown_kind = bytes(&["83 0a", ID, "a0"]);
+    assert_eq!(Request::decode(&unknown_kind), Err(DecodeError::UnknownKind(10)));
     let far = bytes(&["83 19012c", ID, "a0"]);
     assert_eq!(
         Request::decode(&far),
@@ -624,4 +647,101 @@ fn a_device_names_one_to_five_other_eks() {
             "{count}: {decoded:?}"
         );
     }
+}
+
+fn configuration() -> (Configuration, Vec<u8>) {
+    let configuration = Configuration {
+        scope: "default".parse().unwrap(),
+        device_id: "pump-1".parse().unwrap(),
+        revision: 300,
+        document: Some(opaque(b"{}")),
+    };
+    let payload = bytes(&[
+        "85",
+        "76 617373617920636f6e66696775726174696f6e207631", // "assay configuration v1"
+        "67 64656661756c74",                               // scope
+        "66 70756d702d31",                                 // device id
+        "19012c",                                          // revision
+        "42 7b7d",                                         // document
+    ]);
+    (configuration, payload)
+}
+
+#[test]
+fn configuration_is_these_bytes_both_ways_and_no_others() {
+    let (configuration, payload) = configuration();
+    assert_eq!(hex::encode(configuration.encode()), hex::encode(&payload));
+    assert_eq!(Configuration::decode(&payload), Ok(configuration.clone()));
+    let removed = Configuration { document: None, ..configuration };
+    let bytes = [&payload[..payload.len() - 3], &[0xf6]].concat();
+    assert_eq!(removed.encode(), bytes);
+    assert_eq!(Configuration::decode(&bytes), Ok(removed));
+    assert!(Configuration::decode(&[&payload[..], &[0]].concat()).is_err());
+    for length in 0..payload.len() {
+        assert!(Configuration::decode(&payload[..length]).is_err(), "{length}");
+    }
+    let long = [&payload[..payload.len() - 3], &[0x59, 0x10, 0x01], &[0; 4097]].concat();
+    assert!(matches!(Configuration::decode(&long), Err(DecodeError::Malformed(_))));
+}
+
+#[test]
+fn signed_configuration_is_a_cose_sign1_and_nothing_else() {
+    let (_, payload) = configuration();
+    let of = |chain: &[&[u8]]| SignedConfiguration {
+        chain: chain.iter().map(|der| opaque(der)).collect::<Vec<_>>().try_into().unwrap(),
+        payload: payload.clone(),
+        signature: [0xee; 64],
+    };
+    let (payload_hex, signature) = (hex::encode(&payload), "ee".repeat(64));
+    for (signed, chain) in
+        [(of(&[b"leaf"]), "44 6c656166"), (of(&[b"leaf", b"ca"]), "82 44 6c656166 42 6361")]
+    {
+        let annotated = bytes(&[
+            "84",
+            "43 a10126", // protected: ES256
+            "a1 1821",   // unprotected: x5chain
+            chain,
+            "58 2d",
+            &payload_hex,
+            "58 40",
+            &signature,
+        ]);
+        assert_eq!(hex::encode(signed.encode()), hex::encode(&annotated));
+        assert_eq!(SignedConfiguration::decode(&annotated), Ok(signed));
+        assert!(SignedConfiguration::decode(&[&annotated[..], &[0]].concat()).is_err());
+        for length in 0..annotated.len() {
+            assert!(SignedConfiguration::decode(&annotated[..length]).is_err(), "{length}");
+        }
+        // Another algorithm, a tag, and a header more.
+        for (at, byte) in [(4, 0x27), (0, 0xd2), (5, 0xa2)] {
+            let mut other = annotated.clone();
+            other[at] = byte;
+            assert!(SignedConfiguration::decode(&other).is_err(), "{at}");
+        }
+    }
+    let signed = SignedConfiguration::signed(&[1, 2]);
+    let annotated = bytes(&["84", "6a 5369676e617475726531", "43 a10126", "40", "42 0102"]);
+    assert_eq!(hex::encode(signed), hex::encode(annotated));
+}
+
+#[test]
+fn news_of_configurations_are_these_bytes_and_say_what_concerns_whom() {
+    let device = |name: &str| name.parse::<DeviceId>().unwrap();
+    let news = ConfigurationNews {
+        for_all: 5,
+        spread: 20,
+        devices: vec![(device("pump-1"), 7), (device("pump-2"), 4)],
+    };
+    let annotated =
+        bytes(&["83", "05", "14", "82", "82 66 70756d702d31 07", "82 66 70756d702d32 04"]);
+    assert_eq!(hex::encode(news.encode()), hex::encode(&annotated));
+    assert_eq!(ConfigurationNews::decode(&annotated), Ok(news.clone()));
+    let newest = |name: &str| news.newest_for(&device(name));
+    assert_eq!([newest("pump-1"), newest("pump-2"), newest("pump-3"), news.newest()], [7, 5, 5, 7]);
+    for length in 0..annotated.len() {
+        assert!(ConfigurationNews::decode(&annotated[..length]).is_err(), "{length}");
+    }
+    let many = vec![(device("pump-1"), 7); ConfigurationNews::MAX_DEVICES + 1];
+    let long = ConfigurationNews { devices: many, ..news };
+    assert!(matches!(ConfigurationNews::decode(&long.encode()), Err(DecodeError::Malformed(_))));
 }

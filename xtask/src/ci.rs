@@ -20,6 +20,13 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     show(cargo(&["test", "--workspace"]).args(arguments).env("ASSAY_BIN_DIR", bin_dir()?))
 }
 
+/// `cargo xtask test year`: the one test that `test` leaves out, because it takes minutes.
+pub(crate) fn year() -> Result<()> {
+    show(cargo(&["build", "--workspace"]).args(BINARIES_AND_TESTS))?;
+    let arguments = ["test", "--workspace", "--test", "e2e", "--", "--ignored"];
+    show(cargo(&arguments).arg("year::").env("ASSAY_BIN_DIR", bin_dir()?))
+}
+
 /// Everything that a change must pass; the cheapest check first.
 pub(crate) fn run() -> Result<()> {
     step("format", || show(&mut cargo(&["fmt", "--all", "--check"])))?;
@@ -28,6 +35,7 @@ pub(crate) fn run() -> Result<()> {
     })?;
     step("the device's core without std", without_std)?;
     step("tests", || test(&[]))?;
+    step("a year of a fleet", year)?;
     step("device and CA in many sequences", || Pair::default().run())?;
     step("fuzz targets", || Fuzz::default().run())?;
     step("the TPM through libtss2", through_libtss2)?;

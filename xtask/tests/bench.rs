@@ -37,6 +37,27 @@ fn bench_fleet_measures_every_target_and_keeps_the_reports() -> Result<()> {
 }
 
 #[test]
+fn bench_fleet_has_devices_renew_with_each_store() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let out = dir.path().join("renewals.json");
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    bench.args(["bench", "fleet", "--flow", "renew", "--quick", "--out"]).arg(&out);
+    bench.env(
+        "ASSAY_BIN_DIR",
+        assay_bin("assay-fleet")?.parent().context("a binary has a directory")?,
+    );
+    let table = String::from_utf8(run(&mut bench)?.stdout)?;
+    ensure!(table.contains("renewals/s, SQLite") && table.contains("≥ 3000"), "{table}");
+    let written: Value = serde_json::from_slice(&fs::read(out)?)?;
+    for load in written["loads"].as_array().context("loads")? {
+        let report = &load["reports"][0];
+        ensure!(report["devices"]["done"] == report["devices"]["all"], "{load:#}");
+        ensure!(report["latency_ms"]["adopt"]["count"] == report["devices"]["all"], "{load:#}");
+    }
+    Ok(())
+}
+
+#[test]
 fn bench_scale_measures_with_each_database() -> Result<()> {
     let mut bench = Command::new(env!("CARGO_BIN_EXE_xtask"));
     bench.args(["bench", "scale", "--quick", "--json"]);

@@ -9,7 +9,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::lane::properties_size;
-use super::limits::{CERTIFICATES, KEEP_ALIVE, LOGINS, RECHECKS};
+use super::limits::{CERTIFICATES, LOGINS, RECHECKS};
 use super::packet::{Connect, End, Reason, Version};
 use super::session::RETAINED_MESSAGE;
 use crate::access::{AccessDenied, may_leave_will};
@@ -58,8 +58,9 @@ impl Desk {
         &self,
         shown: Shown<'_>,
         connect: &Connect,
+        longest_keep_alive: u16,
     ) -> Result<Admission, End> {
-        check_offer(self.doorkeeper.scope(), connect)?;
+        check_offer(self.doorkeeper.scope(), connect, longest_keep_alive)?;
         let visitor = self.doorkeeper.receive(shown, &connect.client)?;
         Ok(self.ask(visitor.question(), move || visitor.decide()).await?)
     }
@@ -173,20 +174,17 @@ fn warn_now_and_then(reason: &str) {
 }
 
 /// Refuses a CONNECT that no client may send.
-fn check_offer(scope: &Scope, connect: &Connect) -> Result<(), End> {
+fn check_offer(scope: &Scope, connect: &Connect, longest_keep_alive: u16) -> Result<(), End> {
     if connect.has_authentication_method {
         let text = "this broker knows no authentication method";
         return Err(End::new(Reason::BadAuthenticationMethod, text));
     }
     // An MQTT 5 client is told the broker's keep-alive. For MQTT 3.1.1 there is only this way to
     // limit it. 0 stands for no keep-alive at all (MQTT 3.1.1 §3.1.2.10).
-    if connect.version == Version::V3
-        && !(1..=KEEP_ALIVE.as_secs()).contains(&connect.keep_alive.into())
-    {
+    if connect.version == Version::V3 && !(1..=longest_keep_alive).contains(&connect.keep_alive) {
         let text = format!(
-            "its keep-alive is {} s; it must be 1 to {} s",
-            connect.keep_alive,
-            KEEP_ALIVE.as_secs()
+            "its keep-alive is {} s; it must be 1 to {longest_keep_alive} s",
+            connect.keep_alive
         );
         return Err(End::new(Reason::NotAuthorized, text));
     }

@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::counted::Counted;
 use super::lane::{Lane, Room};
-use super::limits::{KEEP_ALIVE, NAMED, OF_BACKEND, PUBLISHES};
+use super::limits::{KEEP_ALIVE, NAMED, OF_BACKEND, OPERATIONAL_KEEP_ALIVE, PUBLISHES};
 use super::pace::{Pace, cost};
 use super::packet::{Connect, End, Reason, Terms, Version};
 use super::places::Place;
@@ -89,9 +89,11 @@ impl Connection {
             Err(too_often())
         } else {
             tokio::select! {
-                admitted = core.desk.admit(shown(entrance, certificate, &connect), &connect) => {
-                    admitted
-                }
+                admitted = core.desk.admit(
+                    shown(entrance, certificate, &connect),
+                    &connect,
+                    longest_keep_alive(entrance),
+                ) => admitted,
                 () = wait.turned_out() => return Err(End::turned_out()),
                 _ = closing.recv() => return Err(End::shutting_down()),
             }
@@ -111,7 +113,9 @@ impl Connection {
                 return Err(end);
             }
         };
-        codec.connack(&mut wire.out, Reason::Success, &terms(entrance));
+        let keep_alive = keep_alive(&connect, entrance);
+        let terms = Terms { keep_alive, ..terms(entrance) };
+        codec.connack(&mut wire.out, Reason::Success, &terms);
         codec.take_up_to(longest_packet(entrance));
         let (seat, router, requests) =
             (leaving.seat.clone(), core.router.clone(), core.requests.clone());
@@ -121,10 +125,7 @@ impl Connection {
         }
         let window =
             if access.is_worker() { WORKER_WINDOW } else { WINDOW }.min(connect.receive_maximum);
-        let keep_alive = match connect.version {
-            Version::V3 => Duration::from_secs(connect.keep_alive.into()),
-            Version::V5 => KEEP_ALIVE,
-        };
+        let keep_alive = Duration::from_secs(keep_alive.into());
         let pace = Pace::of(access, network);
         let session = Session::new(codec, access.clone(), seat, window, router, requests);
         Ok(Self { wire, session, admission, leaving, pace, keep_alive, recheck, closing }.into())
@@ -333,9 +334,27 @@ impl Exchange<'_> {
 fn terms(entrance: &Entrance) -> Terms {
     Terms {
         packet: longest_packet(entrance),
-        keep_alive: u16::try_from(KEEP_ALIVE.as_secs()).unwrap_or(u16::MAX),
+        keep_alive: longest_keep_alive(entrance),
         is_for_identified: !entrance.is_for_strangers(),
     }
+}
+
+/// What applies to this client, in seconds: on the operational listener what it asks for, up to the
+/// longest; for strangers the broker's own (MQTT 5 §3.2.2.3.14). Another one of MQTT 3.1.1 is not
+/// let in.
+fn keep_alive(connect: &Connect, entrance: &Entrance) -> u16 {
+    let longest = longest_keep_alive(entrance);
+    let is_ours = connect.version == Version::V5 && entrance.is_for_strangers();
+    if is_ours || !(1..=longest).contains(&connect.keep_alive) {
+        return longest;
+    }
+    connect.keep_alive
+}
+
+/// In seconds.
+fn longest_keep_alive(entrance: &Entrance) -> u16 {
+    let longest = if entrance.is_for_strangers() { KEEP_ALIVE } else { OPERATIONAL_KEEP_ALIVE };
+    u16::try_from(longest.as_secs()).unwrap_or(u16::MAX)
 }
 
 fn longest_packet(entrance: &Entrance) -> usize {

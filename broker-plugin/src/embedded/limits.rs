@@ -52,9 +52,13 @@ impl Default for Limits {
 /// As many seconds' worth of connections may come from one network at once.
 pub(super) const BURST: u32 = 5;
 
-/// The broker gives up a client after one and a half times this without a packet (MQTT 5
-/// §3.1.2.10), or without reading.
+/// The longest keep-alive on the bootstrap listener. The broker gives up a client after one and a
+/// half keep-alives without a packet (MQTT 5 §3.1.2.10), or without reading.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// The longest keep-alive on the operational listener, where devices are idle for most of the time:
+/// each ping wakes one. It is below the five minutes after which many NATs forget a connection.
+pub(super) const OPERATIONAL_KEEP_ALIVE: Duration = Duration::from_secs(240);
 
 /// What a bootstrapping client may publish over one connection. The ticket flow needs 2; the rest
 /// is for retries. Its lane has room for as many replies, so it may read them whenever it likes.

@@ -269,9 +269,11 @@ impl State {
         }
         let others = self.retained_below(tree).filter(|other| other.topic != message.topic).count();
         let is_new = !self.retained.contains_key(&message.topic);
-        // There is always room for what the CA retains, even if devices left many messages behind.
-        let is_full = self.retained.len() >= RETAINED && !message.topic.starts_with("ca/");
-        if others >= RETAINED_PER_TREE || is_new && is_full {
+        // There is always room for what the CA retains, even if devices left many messages behind:
+        // a revocation list for each issuing CA.
+        let is_the_cas = message.topic.starts_with("ca/");
+        let is_full = self.retained.len() >= RETAINED;
+        if !is_the_cas && (others >= RETAINED_PER_TREE || is_new && is_full) {
             return false;
         }
         self.retained.insert(message.topic.clone(), message.clone());
@@ -384,6 +386,9 @@ mod tests {
         }
         assert_eq!(keep("device/v1/default/late/0".into()), Reason::QuotaExceeded);
         assert_eq!(keep("ca/v1/default/crl".into()), Reason::NoMatchingSubscribers);
+        for n in 0..=RETAINED_PER_TREE {
+            assert_eq!(keep(format!("ca/v1/default/crl/0{n}")), Reason::NoMatchingSubscribers);
+        }
         assert_eq!(
             keep("device/v1/default/0/0".into()),
             Reason::NoMatchingSubscribers,

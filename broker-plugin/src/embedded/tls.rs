@@ -40,17 +40,15 @@ pub enum ClientCertificates {
 }
 
 /// For the operational listener: clients show a certificate for client authentication, with a path
-/// to `root`, that is valid now. TLS does not check whether it was revoked; the
+/// to one of `roots`, that is valid now. TLS does not check whether it was revoked; the
 /// [doorkeeper](crate::doorkeeper) does, at each CONNECT.
 pub fn operational_tls(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    root: CertificateDer<'static>,
+    roots: RootCertStore,
     certificates: ClientCertificates,
 ) -> Result<ServerConfig, Error> {
     let provider = provider();
-    let mut roots = RootCertStore::empty();
-    roots.add(root)?;
     let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
     let clients = match certificates {
         ClientCertificates::Mandatory => clients,

@@ -770,11 +770,26 @@ async fn expired_message_is_not_delivered() {
     assert_eq!(late.message(PATIENCE).await.unwrap().payload, b"fresh");
 }
 
+/// MQTT 5 §3.2.2.3.14: on the operational listener, the server's keep-alive is what the client asks
+/// for, up to 240 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_client_of_the_operational_listener_may_be_silent_for_four_minutes() {
+    let world = World::new().await;
+    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
+    for (asked, granted) in [(30, 30), (240, 240), (241, 240), (0, 240)] {
+        let connect = Connect { keep_alive: asked, ..Connect::new("pump-17") };
+        let (device, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
+        let connack = &device.connack;
+        let property = [&[0x13][..], &u16::to_be_bytes(granted)].concat();
+        assert!(connack.windows(3).any(|bytes| bytes == property), "{asked}: {connack:02x?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_client_is_given_up_after_one_and_a_half_keep_alives() {
     let world = World::new().await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
-    // 3.1.1 §3.1.2-24; an MQTT 5 client has the server's 60 s.
+    // 3.1.1 §3.1.2-24; an MQTT 5 client has what the CONNACK says.
     let connect = Connect { version: 4, keep_alive: 2, ..Connect::new("pump-17") };
     let (mut device, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
     let started = Instant::now();

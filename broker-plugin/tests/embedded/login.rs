@@ -431,7 +431,7 @@ async fn will_and_long_keep_alive_are_refused_without_asking_about_the_password(
         (Connect { will, ..login_as("pump-17") }, NOT_AUTHORIZED),
         (Connect { will, version: 4, ..login_as("pump-17") }, V3_NOT_AUTHORIZED),
         (Connect { keep_alive: 0, version: 4, ..login_as("pump-17") }, V3_NOT_AUTHORIZED),
-        (Connect { keep_alive: 61, version: 4, ..login_as("pump-17") }, V3_NOT_AUTHORIZED),
+        (Connect { keep_alive: 241, version: 4, ..login_as("pump-17") }, V3_NOT_AUTHORIZED),
     ] {
         assert_eq!(world.refused_login(&connect).await, due);
     }

@@ -88,7 +88,9 @@ impl Pki {
 
     pub(crate) fn operational_tls(&self, certificates: ClientCertificates) -> ServerConfig {
         let Credential { chain, key } = self.server();
-        operational_tls(chain, key, self.root(), certificates).unwrap()
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root()).unwrap();
+        operational_tls(chain, key, roots, certificates).unwrap()
     }
 
     /// A client that trusts this CA, and shows `credential` if it has one.

@@ -4,10 +4,10 @@ use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::template::ParentArea;
 use assay_ca_core::{
     Admitted, AdmittedParent, Assurance, BoundKey, Candidate, Certification, Challenge,
-    Confirmation, Confirming, EkEvidence, Evidence, FIRST_GENERATION, FlowKind, Issued, KeyOffer,
-    Login, MasterSecret, ParentEvidence, Prepared, Profile, Proven, ProvenDevice, Readmitted,
-    Records, SealedFlow, SealedOnRecord, Sealing, SharedKeyFlow, SharedKeyHolder,
-    SharedKeyOnRecord, TicketFlow, Token, TrustedEk, Unconfirmed, Unproven,
+    Confirmation, Confirming, EkEvidence, Evidence, FIRST_GENERATION, FlowKind, Instead, Issued,
+    KeyOffer, Login, MasterSecret, Overlapping, ParentEvidence, Prepared, Profile, Proven,
+    ProvenDevice, Readmitted, Records, SealedFlow, SealedOnRecord, Sealing, SharedKeyFlow,
+    SharedKeyHolder, SharedKeyOnRecord, TicketFlow, Token, TrustedEk, Unconfirmed, Unproven,
 };
 use assay_wire::{
     ActivationReply, Bundle, ChallengeReply, EkId, EkPublic, Flow, ParentBundle, Proof, Reply,
@@ -28,7 +28,7 @@ pub(crate) struct World {
     pub(crate) parent: SoftwareParent,
     pub(crate) ca: Ca,
     pub(crate) issuing_key: KeyPair,
-    master: MasterSecret,
+    masters: Overlapping<MasterSecret>,
     profile: Profile,
     /// What is on record about a device that never came before.
     records: Records,
@@ -69,8 +69,8 @@ impl World {
             Kind::P256 | Kind::P384 => SoftwareParent::fresh_p256(),
         };
         let issuing_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let (master, profile) =
-            (MasterSecret::generate(&mut CountingRng::new()), Profile::default());
+        let (masters, profile) =
+            (MasterSecret::generate(&mut CountingRng::new()).into(), Profile::default());
         Self {
             case,
             vendor,
@@ -78,7 +78,7 @@ impl World {
             parent,
             ca,
             issuing_key,
-            master,
+            masters,
             profile,
             records: nothing_on_record(),
         }
@@ -128,14 +128,14 @@ impl World {
         admitted: &Admitted<TicketFlow>,
         ik: &BoundKey,
     ) -> ChallengeReply {
-        let Ca { scope, ticket_key, .. } = &self.ca;
-        Challenge::new(admitted, ik, scope, ticket_key, now(), &mut CountingRng::new())
-            .unwrap()
-            .into_reply()
+        let Ca { scope, ticket_keys, .. } = &self.ca;
+        let key = ticket_keys.in_use(now());
+        let rng = &mut CountingRng::new();
+        Challenge::new(admitted, ik, Instead::AtOnce, scope, key, now(), rng).unwrap().into_reply()
     }
 
     pub(crate) fn prove(&self, proof: &Proof) -> ProvenDevice {
-        ProvenDevice::verify(proof, &self.ca.scope, &self.ca.ticket_key, now()).unwrap()
+        ProvenDevice::verify(proof, &self.ca.scope, &self.ca.ticket_keys, now()).unwrap()
     }
 
     pub(crate) fn readmit(&self, device: ProvenDevice) -> Readmitted {
@@ -143,7 +143,7 @@ impl World {
     }
 
     pub(crate) fn prepare(&self, device: Readmitted) -> Prepared<Proven> {
-        let (profile, issuer) = (&self.profile, &self.ca.issuer);
+        let (profile, issuer) = (&self.profile, self.ca.issuers.current(now()));
         Prepared::<Proven>::new(device, profile, issuer, now(), &mut CountingRng::new()).unwrap()
     }
 
@@ -157,9 +157,9 @@ impl World {
             &self.records,
             None,
             &[],
-            &self.ca.ticket_key,
+            &self.ca.ticket_keys,
             &self.profile,
-            &self.ca.issuer,
+            &self.ca.issuers,
             now(),
             &mut CountingRng::new(),
         )
@@ -168,9 +168,9 @@ impl World {
 
     /// Signs and seals.
     pub(crate) fn seal(&self, sealing: Sealing) -> (SealedReply, Issued<Unproven>) {
-        let Ca { issuer, ticket_key, .. } = &self.ca;
+        let ticket_keys = &self.ca.ticket_keys;
         let (reply, issued) =
-            sealing.sign(issuer, ticket_key, now(), &mut CountingRng::new()).unwrap();
+            sealing.sign(ticket_keys.in_use(now()), now(), &mut CountingRng::new()).unwrap();
         (reply, issued.unwrap())
     }
 
@@ -181,7 +181,9 @@ impl World {
     ) -> ActivationReply {
         let parent = AdmittedParent::decide(&admitted, parent.clone(), &self.records).unwrap();
         let offer = KeyOffer::decide(admitted, parent, &self.records).unwrap();
-        offer.activation(&self.ca.scope, &self.master, &mut CountingRng::new()).unwrap()
+        offer
+            .activation(&self.ca.scope, self.masters.in_use(now()), &mut CountingRng::new())
+            .unwrap()
     }
 
     /// A message that begins a flow.
@@ -245,11 +247,11 @@ impl World {
             &self.records,
             None,
             &self.profile,
-            &self.ca.issuer,
+            &self.ca.issuers,
             now(),
             &mut CountingRng::new(),
         );
-        let (reply, _) = certification.unwrap().sign(&self.ca.issuer).unwrap();
+        let (reply, _) = certification.unwrap().sign().unwrap();
         Self::reply(id, ReplyBody::Certificate(reply))
     }
 
@@ -285,9 +287,9 @@ impl World {
             unreachable!()
         };
         let confirmation =
-            Confirmation::verify(&proof, &self.ca.scope, &self.ca.ticket_key, now()).unwrap();
+            Confirmation::verify(&proof, &self.ca.scope, &self.ca.ticket_keys, now()).unwrap();
         let sealed = SealedOnRecord::waiting(unconfirmed.clone(), self.records.clone());
-        let key = &self.ca.ticket_key;
+        let key = &self.ca.ticket_keys;
         let plan = Confirming::plan(confirmation, sealed, key, now()).unwrap();
         let Confirming::New { reply, .. } = plan else { unreachable!() };
         Self::reply(id, ReplyBody::Confirmed(reply))
@@ -317,7 +319,8 @@ impl World {
     pub(crate) fn token(&self) -> (String, String, EkId) {
         let evidence = self.device.evidence().ek;
         let (device_id, scope) = (evidence.derived_device_id(), &self.ca.scope);
-        let key = self.master.key(scope, &device_id, &evidence.ek_id(), FIRST_GENERATION);
+        let key =
+            self.masters.in_use(now()).key(scope, &device_id, &evidence.ek_id(), FIRST_GENERATION);
         let resource = format!("{scope}%2Fregistrations%2F{device_id}");
         let expiry = (now() + Duration::HOUR).unix_timestamp();
         let mac =
@@ -339,8 +342,8 @@ impl World {
         });
         let records = Records { shared_key, ..nothing_on_record() };
         let holder = SharedKeyHolder { ek_id: *ek_id, assurance: Assurance::VendorCertificate };
-        let (scope, master) = (&self.ca.scope, &self.master);
-        Login::decide(offered(), &token, &holder, scope, master, &records, now()).unwrap()
+        let (scope, masters) = (&self.ca.scope, &self.masters);
+        Login::decide(offered(), &token, &holder, scope, masters, &records, now()).unwrap()
     }
 
     /// Does what the device's TPM does with a sealed certificate.

@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use crate::Rejection;
-use crate::secret::secret;
+use crate::secret::{Overlapping, secret};
 
 /// By how much the clocks of two workers, or of a device and the CA, may differ.
 pub const CLOCK_SKEW: Duration = Duration::seconds(60);
@@ -56,20 +56,34 @@ pub(crate) struct Terms {
     pub(crate) expires_at: i64,
 }
 
+impl Overlapping<TicketKey> {
+    /// The key with which a claim was made, as the claim says.
+    fn of(&self, terms: &Terms) -> Result<&TicketKey, Rejection> {
+        let mut keys = self.accepted();
+        keys.find(|key| key.id() == terms.key_id).ok_or(Rejection::ClaimOfAnotherKey)
+    }
+}
+
+/// A claim that its ticket proves.
+pub(crate) struct Checked<'a> {
+    /// The key that made both.
+    pub(crate) key: &'a TicketKey,
+    /// When they were made.
+    pub(crate) issued_at: OffsetDateTime,
+}
+
 impl Terms {
     /// Checks that `proof` proves its claim, in this scope and now. `self` are the terms of that
-    /// claim. Returns when the claim was made.
-    pub(crate) fn check(
+    /// claim.
+    pub(crate) fn check<'a>(
         self,
         proof: &Proof,
         label: &[u8],
         scope: &Scope,
-        key: &TicketKey,
+        keys: &'a Overlapping<TicketKey>,
         now: OffsetDateTime,
-    ) -> Result<OffsetDateTime, Rejection> {
-        if self.key_id != key.id() {
-            return Err(Rejection::ClaimOfAnotherKey);
-        }
+    ) -> Result<Checked<'a>, Rejection> {
+        let key = keys.of(&self)?;
         if !bool::from(key.mac(label, &proof.claim).ct_eq(proof.ticket.as_bytes())) {
             return Err(Rejection::TicketWrong);
         }
@@ -86,7 +100,7 @@ impl Terms {
         if issued_at > now + CLOCK_SKEW {
             return Err(Rejection::ClaimFromTheFuture { issued_at, now });
         }
-        Ok(issued_at)
+        Ok(Checked { key, issued_at })
     }
 }
 

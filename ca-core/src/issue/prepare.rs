@@ -1,8 +1,9 @@
 //! Everything in a device certificate except its signature: an LDevID of IEEE 802.1AR-2018.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
-use assay_wire::{DeviceId, EkId, Identity};
+use assay_wire::{CertificateList, DeviceId, EkId, Identity};
 use rand_core::CryptoRng;
 use rcgen::{
     CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -32,7 +33,8 @@ pub enum Proven {}
 #[derive(Clone, Copy, Debug)]
 pub enum Unproven {}
 
-/// Marks the certificate of a device that has the IK of the one before it.
+/// Marks a certificate that waits and may be sent in clear: its device has the IK of the one before
+/// it, or proved that its EK and the new IK are in one TPM.
 #[derive(Clone, Copy, Debug)]
 pub enum Renewed {}
 
@@ -43,6 +45,8 @@ pub struct Prepared<P> {
     public_key: SubjectPublicKeyInfo,
     facts: CertificateFacts,
     renew_at: u64,
+    /// Who signs it: the issuer to whose validity its own was fitted.
+    issuer: Arc<Issuer>,
     proof: PhantomData<P>,
 }
 
@@ -53,7 +57,7 @@ impl Prepared<Proven> {
     pub fn new(
         device: Readmitted,
         profile: &Profile,
-        issuer: &Issuer,
+        issuer: &Arc<Issuer>,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
@@ -72,7 +76,7 @@ impl Prepared<Unproven> {
         candidate: &Candidate,
         records: &Records,
         profile: &Profile,
-        issuer: &Issuer,
+        issuer: &Arc<Issuer>,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Failure> {
@@ -96,7 +100,31 @@ impl Prepared<Renewed> {
         proof: &RenewalProof,
         records: &Records,
         profile: &Profile,
-        issuer: &Issuer,
+        issuer: &Arc<Issuer>,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Failure> {
+        Self::to_be_adopted(proof.subject.clone(), records, profile, issuer, now, rng)
+    }
+
+    /// The same for a device that proved itself, and keeps the certificate that it has until it
+    /// takes this one.
+    pub fn rekeyed(
+        device: Readmitted,
+        records: &Records,
+        profile: &Profile,
+        issuer: &Arc<Issuer>,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Failure> {
+        Self::to_be_adopted(device.into_subject(), records, profile, issuer, now, rng)
+    }
+
+    fn to_be_adopted(
+        subject: Subject,
+        records: &Records,
+        profile: &Profile,
+        issuer: &Arc<Issuer>,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Failure> {
@@ -104,7 +132,7 @@ impl Prepared<Renewed> {
         if count >= QUOTA {
             return Err(Rejection::QuotaExceeded { count }.into());
         }
-        Ok(Self::fill(proof.subject.clone(), Some, profile, issuer, now, rng)?)
+        Ok(Self::fill(subject, Some, profile, issuer, now, rng)?)
     }
 }
 
@@ -113,7 +141,7 @@ impl<P> Prepared<P> {
         subject: Subject,
         confirm_by: impl FnOnce(OffsetDateTime) -> Option<OffsetDateTime>,
         profile: &Profile,
-        issuer: &Issuer,
+        issuer: &Arc<Issuer>,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
@@ -158,7 +186,8 @@ impl<P> Prepared<P> {
             Fault::Certificate { operation: "reading an IK", reason: error.to_string() }
         })?;
         let renew_at = Term::new(facts.serial, facts.not_after).renew_at(profile);
-        Ok(Self { params, public_key, facts, renew_at, proof: PhantomData })
+        let issuer = Arc::clone(issuer);
+        Ok(Self { params, public_key, facts, renew_at, issuer, proof: PhantomData })
     }
 
     /// Its serial number.
@@ -170,12 +199,13 @@ impl<P> Prepared<P> {
         self.renew_at
     }
 
-    pub(super) fn sign(self, issuer: &Issuer) -> Result<(CertificateFacts, Vec<u8>), Fault> {
-        let Self { params, public_key, facts, .. } = self;
+    /// The certificate, followed by its issuer's.
+    pub(super) fn sign(self) -> Result<(CertificateFacts, CertificateList<1>), Fault> {
+        let Self { params, public_key, facts, issuer, .. } = self;
         let certificate = params.signed_by(&public_key, &issuer.signer).map_err(|error| {
             Fault::Certificate { operation: "signing a certificate", reason: error.to_string() }
         })?;
-        Ok((facts, certificate.der().to_vec()))
+        Ok((facts, issuer.chain(certificate.der())?))
     }
 }
 

@@ -58,7 +58,7 @@ impl Issuer {
             crl_number: SerialNumber::from(u64::from(number)),
             issuing_distribution_point: None,
             revoked_certs: revoked.collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
+            key_identifier_method: KeyIdMethod::PreSpecified(self.key_id.clone()),
         };
         let list = params.signed_by(&self.signer).map_err(|error| Fault::Certificate {
             operation: "signing a revocation list",

@@ -7,7 +7,6 @@ use assay_wire::{CertificateList, CertificateReply};
 use rand_core::CryptoRng;
 use sha2::{Digest, Sha256};
 
-use super::issuer::Issuer;
 use super::prepare::{CertificateFacts, Prepared, Proven, Renewed, Unproven};
 use crate::Fault;
 use crate::flows::mac::TicketKey;
@@ -19,14 +18,15 @@ use crate::flows::sealed::{EncryptedCertificate, Waits};
 /// of a reply only by [`Sealing`](crate::Sealing):
 ///
 /// ```compile_fail,E0599
-/// # use assay_ca_core::{Issued, Issuer, Unproven};
-/// fn in_clear(certificate: &Issued<Unproven>, issuer: &Issuer) {
-///     certificate.reply(issuer);
+/// # use assay_ca_core::{Issued, Unproven};
+/// fn in_clear(certificate: &Issued<Unproven>) {
+///     certificate.reply();
 /// }
 /// ```
 pub struct Issued<P> {
     facts: CertificateFacts,
-    der: Vec<u8>,
+    /// The certificate, followed by that of the issuer that signed it.
+    chain: CertificateList<1>,
     stored: Vec<u8>,
     renew_at: Option<u64>,
     proof: PhantomData<P>,
@@ -34,29 +34,35 @@ pub struct Issued<P> {
 
 impl Issued<Proven> {
     /// Signs a certificate. This may be slow if the key is in hardware.
-    pub fn sign(prepared: Prepared<Proven>, issuer: &Issuer) -> Result<Self, Fault> {
+    pub fn sign(prepared: Prepared<Proven>) -> Result<Self, Fault> {
         let renew_at = Some(prepared.renew_at());
-        let (facts, der) = prepared.sign(issuer)?;
-        Ok(Self { renew_at, ..Self::new(facts, der) })
+        let (facts, chain) = prepared.sign()?;
+        Ok(Self { renew_at, ..Self::new(facts, chain) })
     }
 
-    fn new(facts: CertificateFacts, der: Vec<u8>) -> Self {
-        Self { facts, stored: der.clone(), der, renew_at: None, proof: PhantomData }
+    fn new(facts: CertificateFacts, chain: CertificateList<1>) -> Self {
+        let stored = chain[0].to_vec();
+        Self { facts, chain, stored, renew_at: None, proof: PhantomData }
     }
 
     #[cfg(feature = "unchecked")]
     pub(crate) fn unchecked(facts: CertificateFacts, der: Vec<u8>) -> Self {
-        Self::new(facts, der)
+        Self::new(facts, alone(der))
     }
 
     /// The certificate in DER.
     pub fn der(&self) -> &[u8] {
-        &self.der
+        &self.chain[0]
     }
 
     /// The reply to the device. Send it once the certificate is on record.
-    pub fn reply(&self, issuer: &Issuer) -> Result<CertificateReply, Fault> {
-        Ok(CertificateReply { chain: issuer.chain(&self.der)?, renew_at: self.renew_at })
+    pub fn reply(&self) -> CertificateReply {
+        CertificateReply {
+            chain: self.chain.clone(),
+            renew_at: self.renew_at,
+            configuration: None,
+            new_root: None,
+        }
     }
 }
 
@@ -64,11 +70,10 @@ impl Issued<Renewed> {
     /// Signs a certificate, and encrypts it for as long as it waits, as one that was renewed.
     pub fn sign(
         prepared: Prepared<Renewed>,
-        issuer: &Issuer,
         key: &TicketKey,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        Self::waiting(prepared, Waits::Renewed, issuer, key, rng)
+        Self::waiting(prepared, Waits::Renewed, key, rng)
     }
 
     #[cfg(feature = "unchecked")]
@@ -78,17 +83,22 @@ impl Issued<Renewed> {
         key: &TicketKey,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        Self::encrypted_as(Waits::Renewed, facts, der, key, rng)
+        Self::encrypted_as(Waits::Renewed, facts, alone(der), key, rng)
     }
 
     /// The certificate in DER.
     pub fn der(&self) -> &[u8] {
-        &self.der
+        &self.chain[0]
     }
 
     /// The reply to the device. Send it once the certificate is on record.
-    pub fn reply(&self, issuer: &Issuer) -> Result<CertificateReply, Fault> {
-        Ok(CertificateReply { chain: issuer.chain(&self.der)?, renew_at: self.renew_at })
+    pub fn reply(&self) -> CertificateReply {
+        CertificateReply {
+            chain: self.chain.clone(),
+            renew_at: self.renew_at,
+            configuration: None,
+            new_root: None,
+        }
     }
 }
 
@@ -97,11 +107,10 @@ impl Issued<Unproven> {
     /// nobody who reads the store can read it.
     pub fn sign(
         prepared: Prepared<Unproven>,
-        issuer: &Issuer,
         key: &TicketKey,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        Self::waiting(prepared, Waits::Sealed, issuer, key, rng)
+        Self::waiting(prepared, Waits::Sealed, key, rng)
     }
 
     #[cfg(feature = "unchecked")]
@@ -111,11 +120,11 @@ impl Issued<Unproven> {
         key: &TicketKey,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        Self::encrypted_as(Waits::Sealed, facts, der, key, rng)
+        Self::encrypted_as(Waits::Sealed, facts, alone(der), key, rng)
     }
 
-    pub(crate) fn chain(&self, issuer: &Issuer) -> Result<CertificateList<1>, Fault> {
-        issuer.chain(&self.der)
+    pub(crate) fn chain(&self) -> &CertificateList<1> {
+        &self.chain
     }
 }
 
@@ -123,24 +132,23 @@ impl<P> Issued<P> {
     fn waiting(
         prepared: Prepared<P>,
         waits: Waits,
-        issuer: &Issuer,
         key: &TicketKey,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
         let renew_at = Some(prepared.renew_at());
-        let (facts, der) = prepared.sign(issuer)?;
-        Ok(Self { renew_at, ..Self::encrypted_as(waits, facts, der, key, rng)? })
+        let (facts, chain) = prepared.sign()?;
+        Ok(Self { renew_at, ..Self::encrypted_as(waits, facts, chain, key, rng)? })
     }
 
     fn encrypted_as(
         waits: Waits,
         facts: CertificateFacts,
-        der: Vec<u8>,
+        chain: CertificateList<1>,
         key: &TicketKey,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        let stored = key.encrypt(&der, &facts.serial, waits, rng)?.as_bytes().to_vec();
-        Ok(Self { facts, der, stored, renew_at: None, proof: PhantomData })
+        let stored = key.encrypt(&chain[0], &facts.serial, waits, rng)?.as_bytes().to_vec();
+        Ok(Self { facts, chain, stored, renew_at: None, proof: PhantomData })
     }
 
     /// When the device is to renew it, in seconds since 1970.
@@ -165,7 +173,7 @@ impl<P> Issued<P> {
 
     /// SHA-256 of the certificate.
     pub fn sha256(&self) -> [u8; 32] {
-        Sha256::digest(&self.der).into()
+        Sha256::digest(&*self.chain[0]).into()
     }
 }
 
@@ -173,4 +181,11 @@ impl<P> fmt::Debug for Issued<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Issued").field("facts", &self.facts).finish_non_exhaustive()
     }
+}
+
+/// A certificate that no issuer of ours signed.
+#[cfg(feature = "unchecked")]
+fn alone(der: Vec<u8>) -> CertificateList<1> {
+    let der = assay_wire::CertificateDer::try_from(der).expect("a test's certificate is short");
+    vec![der].try_into().expect("one certificate")
 }

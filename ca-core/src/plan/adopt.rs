@@ -8,6 +8,7 @@ use crate::flows::mac::TicketKey;
 use crate::flows::renewal::{AdoptionEvidence, AdoptionProof};
 use crate::flows::sealed::{Confirmed, SealedOnRecord, Shown};
 use crate::readmission::Welcome;
+use crate::secret::Overlapping;
 
 /// What an adoption leads to.
 #[derive(Debug)]
@@ -38,13 +39,13 @@ impl Adopting {
         evidence: &AdoptionEvidence,
         waiting: SealedOnRecord,
         scope: &Scope,
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
         now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
         match waiting {
             SealedOnRecord::Unconfirmed { certificate, records } => {
-                let shown = Shown::by_adoption(*certificate, evidence, scope, key)?;
-                Ok(Self::New(Box::new(Confirmed::decide(shown, &records, key, now)?)))
+                let shown = Shown::by_adoption(*certificate, evidence, scope, keys)?;
+                Ok(Self::New(Box::new(Confirmed::decide(shown, &records, keys, now)?)))
             }
             SealedOnRecord::Active { device_id, assurance, records, der } => {
                 let _proof = AdoptionProof::verify(evidence, &der, scope)?;

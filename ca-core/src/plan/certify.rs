@@ -5,7 +5,7 @@ use rand_core::CryptoRng;
 use time::OffsetDateTime;
 
 use crate::flows::ticket::{ProvenDevice, Readmitted};
-use crate::issue::{Issued, Issuer, Prepared, Proven, Term};
+use crate::issue::{Issued, Issuers, Prepared, Proven, Term};
 use crate::profile::Profile;
 use crate::records::{ActiveCertificate, Records};
 use crate::{Failure, Fault};
@@ -21,7 +21,7 @@ pub enum Certification {
 
 impl Certification {
     /// A device with a certificate in force for the same IK gets that one again, so a repeated or
-    /// resumed request issues nothing. If the issuing CA that signed it was replaced since, its
+    /// resumed request issues nothing. If the issuing CA that signed it is not known any more, its
     /// chain would lead nowhere, and the device gets a new one.
     ///
     /// `active` is the EK's certificate in force, if it is for the device's IK and not expired.
@@ -30,23 +30,23 @@ impl Certification {
         records: &Records,
         active: Option<&ActiveCertificate>,
         profile: &Profile,
-        issuer: &Issuer,
+        issuers: &Issuers,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Failure> {
         let device = Readmitted::decide(device, records)?;
-        let kept = active.filter(|active| {
-            device.keeps_its_key()
-                && active.ik_id == device.subject().ik_id()
-                && issuer.has_signed(&active.der)
-        });
-        match kept {
-            Some(active) => {
+        let kept = active
+            .filter(|active| device.keeps_its_key() && active.ik_id == device.subject().ik_id());
+        match kept.and_then(|active| Some((active, issuers.of(&active.der)?))) {
+            Some((active, issuer)) => {
                 let chain = issuer.chain(&active.der)?;
                 let renew_at = Term::of(&active.der).map(|term| term.renew_at(profile));
-                Ok(Self::OnRecord(CertificateReply { chain, renew_at }))
+                let reply =
+                    CertificateReply { chain, renew_at, configuration: None, new_root: None };
+                Ok(Self::OnRecord(reply))
             }
             None => {
+                let issuer = issuers.current(now);
                 let prepared = Prepared::<Proven>::new(device, profile, issuer, now, rng)?;
                 Ok(Self::New(Box::new(prepared)))
             }
@@ -55,15 +55,12 @@ impl Certification {
 
     /// Signs a new certificate and makes the reply. Record the certificate before you send the
     /// reply.
-    pub fn sign(
-        self,
-        issuer: &Issuer,
-    ) -> Result<(CertificateReply, Option<Issued<Proven>>), Fault> {
+    pub fn sign(self) -> Result<(CertificateReply, Option<Issued<Proven>>), Fault> {
         match self {
             Self::OnRecord(reply) => Ok((reply, None)),
             Self::New(prepared) => {
-                let issued = Issued::<Proven>::sign(*prepared, issuer)?;
-                Ok((issued.reply(issuer)?, Some(issued)))
+                let issued = Issued::<Proven>::sign(*prepared)?;
+                Ok((issued.reply(), Some(issued)))
             }
         }
     }

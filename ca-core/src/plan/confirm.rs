@@ -7,6 +7,7 @@ use crate::Rejection;
 use crate::flows::mac::TicketKey;
 use crate::flows::sealed::{Confirmation, Confirmed, SealedOnRecord, Shown};
 use crate::readmission::Welcome;
+use crate::secret::Overlapping;
 
 /// What a confirmation leads to.
 #[derive(Debug)]
@@ -43,13 +44,13 @@ impl Confirming {
     pub fn plan(
         confirmation: Confirmation,
         sealed: SealedOnRecord,
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
         now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
         match sealed {
             SealedOnRecord::Unconfirmed { certificate, records } => {
                 let shown = Shown::by_confirmation(*certificate, &confirmation)?;
-                let confirmed = Box::new(Confirmed::decide(shown, &records, key, now)?);
+                let confirmed = Box::new(Confirmed::decide(shown, &records, keys, now)?);
                 let reply = ConfirmedReply { receipt: confirmation.into_receipt() };
                 Ok(Self::New { confirmed, reply })
             }

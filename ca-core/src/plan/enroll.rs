@@ -1,14 +1,15 @@
 //! The sealed flow's first step: a certificate that counts once its device opened it.
 
-use assay_wire::{CertificateList, DeviceId, SealedReply};
+use assay_wire::{Bytes, CertificateList, DeviceId, MAX_SIGNED_CONFIGURATION, SealedReply};
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
 
 use crate::flows::mac::TicketKey;
 use crate::flows::sealed::{Candidate, SealedBox, Unconfirmed, Waits, may_be_confirmed};
-use crate::issue::{Issued, Issuer, Prepared, Term, Unproven};
+use crate::issue::{Issued, Issuer, Issuers, Prepared, Term, Unproven};
 use crate::profile::Profile;
 use crate::records::{ActiveCertificate, Records};
+use crate::secret::Overlapping;
 use crate::{Failure, Fault};
 
 /// A sealed certificate for a candidate.
@@ -17,6 +18,7 @@ pub struct Sealing {
     candidate: Candidate,
     confirm_by: OffsetDateTime,
     content: Content,
+    configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
 }
 
 #[derive(Debug)]
@@ -48,30 +50,45 @@ impl Sealing {
         records: &Records,
         active: Option<&ActiveCertificate>,
         waiting: &[Unconfirmed],
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
         profile: &Profile,
-        issuer: &Issuer,
+        issuers: &Issuers,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Failure> {
         let confirm_by = now + profile.confirm_within();
-        let active = active
-            .filter(|active| active.ik_id == candidate.ik_id() && issuer.has_signed(&active.der));
-        if let Some(active) = active {
+        let active = active.filter(|active| active.ik_id == candidate.ik_id());
+        if let Some((active, issuer)) =
+            active.and_then(|active| Some((active, issuers.of(&active.der)?)))
+        {
             let content = Content::on_record(&active.der, profile, issuer)?;
-            return Ok(Self { candidate, confirm_by, content });
+            return Ok(Self { candidate, confirm_by, content, configuration: None });
         }
         for certificate in waiting {
             let fits = certificate.is_for(&candidate.subject)
                 && may_be_confirmed(certificate, records, now).is_ok();
-            let der = key.decrypt(&certificate.encrypted, &certificate.serial, Waits::Sealed);
-            if let Some(der) = der.filter(|der| fits && issuer.has_signed(der)) {
+            let der = keys.decrypt(&certificate.encrypted, &certificate.serial, Waits::Sealed);
+            if let Some(der) = der.filter(|_| fits)
+                && let Some(issuer) = issuers.of(&der)
+            {
                 let content = Content::on_record(&der, profile, issuer)?;
-                return Ok(Self { candidate, confirm_by: certificate.confirm_by, content });
+                let confirm_by = certificate.confirm_by;
+                return Ok(Self { candidate, confirm_by, content, configuration: None });
             }
         }
+        let issuer = issuers.current(now);
         let prepared = Prepared::<Unproven>::new(&candidate, records, profile, issuer, now, rng)?;
-        Ok(Self { candidate, confirm_by, content: Content::New(Box::new(prepared)) })
+        let content = Content::New(Box::new(prepared));
+        Ok(Self { candidate, confirm_by, content, configuration: None })
+    }
+
+    /// The same with this configuration in the box, if there is room.
+    #[must_use]
+    pub fn with_configuration(
+        self,
+        configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
+    ) -> Self {
+        Self { configuration, ..self }
     }
 
     /// The device id that the EK would get.
@@ -83,20 +100,20 @@ impl Sealing {
     /// reply.
     pub fn sign(
         self,
-        issuer: &Issuer,
         key: &TicketKey,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<(SealedReply, Option<Issued<Unproven>>), Fault> {
-        let Self { candidate, confirm_by, content } = self;
+        let Self { candidate, confirm_by, content, configuration } = self;
         let (chain, renew_at, issued) = match content {
             Content::OnRecord(chain, renew_at) => (chain, renew_at, None),
             Content::New(prepared) => {
-                let issued = Issued::<Unproven>::sign(*prepared, issuer, key, rng)?;
-                (issued.chain(issuer)?, issued.renew_at(), Some(issued))
+                let issued = Issued::<Unproven>::sign(*prepared, key, rng)?;
+                (issued.chain().clone(), issued.renew_at(), Some(issued))
             }
         };
-        let sealed = SealedBox::new(&candidate, chain, renew_at, confirm_by, key, now, rng)?;
+        let sealed =
+            SealedBox::new(&candidate, chain, renew_at, configuration, confirm_by, key, now, rng)?;
         Ok((sealed.into_reply(), issued))
     }
 }

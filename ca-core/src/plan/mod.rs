@@ -7,6 +7,7 @@ mod adopt;
 mod certify;
 mod confirm;
 mod enroll;
+mod rekey;
 mod renew;
 
 pub use adopt::Adopting;

@@ -1,4 +1,4 @@
-//! Renewal: the next certificate for the same IK.
+//! Renewal: the next certificate for the same IK, which waits while the one in force stays good.
 
 use assay_wire::{CertificateReply, DeviceId};
 use rand_core::CryptoRng;
@@ -7,12 +7,13 @@ use time::OffsetDateTime;
 use crate::flows::mac::TicketKey;
 use crate::flows::renewal::RenewalProof;
 use crate::flows::sealed::{Unconfirmed, Waits, may_be_confirmed};
-use crate::issue::{Issued, Issuer, Prepared, Renewed, Term};
+use crate::issue::{Issued, Issuer, Issuers, Prepared, Renewed, Term};
 use crate::profile::Profile;
 use crate::records::{QUOTA, QUOTA_PERIOD, Records};
+use crate::secret::Overlapping;
 use crate::{Failure, Fault, Rejection};
 
-/// What a device gets that asks to renew its certificate.
+/// What a device gets that has a certificate, and asks for the one that is to take its place.
 #[derive(Debug)]
 pub struct Renewing {
     device_id: DeviceId,
@@ -21,14 +22,14 @@ pub struct Renewing {
 
 #[derive(Debug)]
 enum Answer {
-    /// The certificate in force, which is not due; or a renewed one that waits.
+    /// The certificate in force, which is not due; or one that waits.
     OnRecord(CertificateReply),
     New(Box<Prepared<Renewed>>),
 }
 
 impl Renewing {
     /// A certificate is due from [`Profile::renew_before`] its end on, if a new one would end
-    /// later; and at any time if its issuing CA was replaced since. One that is not due is sent
+    /// later; and at any time if its issuing CA is not known any more. One that is not due is sent
     /// again. One that is due is renewed, unless a renewed one waits that says what a new one would
     /// say.
     ///
@@ -42,41 +43,57 @@ impl Renewing {
         proof: RenewalProof,
         records: &Records,
         waiting: &[Unconfirmed],
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
         profile: &Profile,
-        issuer: &Issuer,
+        issuers: &Issuers,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Failure> {
         let device_id = proof.device_id().clone();
-        let on_record = |der: &[u8]| {
-            let renew_at = Term::of(der).map(|term| term.renew_at(profile));
-            let answer = Answer::OnRecord(CertificateReply { chain: issuer.chain(der)?, renew_at });
-            Ok(Self { device_id: device_id.clone(), answer })
-        };
+        let current = issuers.current(now);
         let is_due = now >= proof.term.due_from(profile)
-            && issuer.end_of_validity(profile, now) > proof.term.not_after;
-        if !is_due && issuer.has_signed(&proof.der) {
-            return on_record(&proof.der);
+            && current.end_of_validity(profile, now) > proof.term.not_after;
+        if !is_due && let Some(issuer) = issuers.of(&proof.der) {
+            return Self::on_record(device_id, &proof.der, profile, issuer);
         }
         for certificate in waiting {
             let Some(der) =
-                key.decrypt(&certificate.encrypted, &certificate.serial, Waits::Renewed)
+                keys.decrypt(&certificate.encrypted, &certificate.serial, Waits::Renewed)
             else {
                 continue;
             };
             let is_good = certificate.is_for(&proof.subject)
                 && may_be_confirmed(certificate, records, now).is_ok();
-            if is_good && issuer.has_signed(&der) {
-                return on_record(&der);
+            if is_good && let Some(issuer) = issuers.of(&der) {
+                return Self::on_record(device_id, &der, profile, issuer);
             }
-            let next = certificate.issued_at + QUOTA_PERIOD / i32::try_from(QUOTA).unwrap_or(1);
+            let next = earliest_next(certificate);
             if now < next {
                 return Err(Rejection::RenewedTooOften { ek: proof.ek_id(), next }.into());
             }
         }
-        let prepared = Prepared::<Renewed>::new(&proof, records, profile, issuer, now, rng)?;
-        Ok(Self { device_id, answer: Answer::New(Box::new(prepared)) })
+        let prepared = Prepared::<Renewed>::new(&proof, records, profile, current, now, rng)?;
+        Ok(Self::new(device_id, prepared))
+    }
+
+    pub(super) fn new(device_id: DeviceId, prepared: Prepared<Renewed>) -> Self {
+        Self { device_id, answer: Answer::New(Box::new(prepared)) }
+    }
+
+    pub(super) fn on_record(
+        device_id: DeviceId,
+        der: &[u8],
+        profile: &Profile,
+        issuer: &Issuer,
+    ) -> Result<Self, Failure> {
+        let renew_at = Term::of(der).map(|term| term.renew_at(profile));
+        let answer = Answer::OnRecord(CertificateReply {
+            chain: issuer.chain(der)?,
+            renew_at,
+            configuration: None,
+            new_root: None,
+        });
+        Ok(Self { device_id, answer })
     }
 
     /// The device's id.
@@ -88,16 +105,21 @@ impl Renewing {
     /// reply.
     pub fn sign(
         self,
-        issuer: &Issuer,
         key: &TicketKey,
         rng: &mut dyn CryptoRng,
     ) -> Result<(CertificateReply, Option<Issued<Renewed>>), Fault> {
         match self.answer {
             Answer::OnRecord(reply) => Ok((reply, None)),
             Answer::New(prepared) => {
-                let issued = Issued::<Renewed>::sign(*prepared, issuer, key, rng)?;
-                Ok((issued.reply(issuer)?, Some(issued)))
+                let issued = Issued::<Renewed>::sign(*prepared, key, rng)?;
+                Ok((issued.reply(), Some(issued)))
             }
         }
     }
+}
+
+/// When the one after a certificate that waits may be made: so a device gets no more in a day than
+/// by other flows.
+pub(super) fn earliest_next(waiting: &Unconfirmed) -> OffsetDateTime {
+    waiting.issued_at + QUOTA_PERIOD / i32::try_from(QUOTA).unwrap_or(1)
 }

@@ -1,11 +1,15 @@
 //! The certificates that set a CA up.
 
 use assay_ca_core::{
-    Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, THROW_AWAY_PREFIX,
+    Authority, ConfigurationSigner, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, NewRoot,
+    NotANewRoot, THROW_AWAY_PREFIX,
 };
-use assay_wire::{Identity, IdentityName};
+use assay_wire::{
+    Bytes, Configuration, Identity, IdentityName, MAX_CONFIGURATION, SignedConfiguration,
+};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Extension};
 
@@ -22,24 +26,86 @@ fn verify(
     leaf: &CertificateDer<'_>,
     usage: KeyUsage,
 ) -> bool {
+    leads_to(root, &[der(&issuing.to_pem())], leaf, usage)
+}
+
+fn leads_to(
+    root: &Authority,
+    intermediates: &[CertificateDer<'_>],
+    leaf: &CertificateDer<'_>,
+    usage: KeyUsage,
+) -> bool {
     let root = der(&root.to_pem());
     let anchor = webpki::anchor_from_trusted_cert(&root).unwrap();
     let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
         now().unix_timestamp().unsigned_abs(),
     ));
-    let intermediates = [der(&issuing.to_pem())];
     EndEntityCert::try_from(leaf)
         .unwrap()
         .verify_for_usage(
             webpki::ALL_VERIFICATION_ALGS,
             &[anchor],
-            &intermediates,
+            intermediates,
             time,
             usage,
             None,
             None,
         )
         .is_ok()
+}
+
+/// A root, the next one, and the certificate by which the first vouches for it.
+fn two_roots(rng: &mut CountingRng) -> (Authority, Authority, CertificateDer<'static>) {
+    let old = Authority::root("Test", now(), rng).unwrap();
+    let (new, cross) = old.next_root(now(), rng).unwrap();
+    let cross = CertificateDer::from_pem_slice(cross.as_bytes()).unwrap();
+    (old, new, cross)
+}
+
+#[test]
+fn who_trusts_the_old_root_alone_verifies_by_the_cross_certificate_what_the_new_one_certified() {
+    let mut rng = CountingRng::new();
+    let (old, new, cross) = two_roots(&mut rng);
+    let service = new.next_service(now(), &mut rng).unwrap();
+    let names = ["broker.example".to_owned()];
+    let leaf = der(&service.server(&names, LEAF_LIFETIME, now(), &mut rng).unwrap());
+    let (usage, own) = (KeyUsage::server_auth, der(&service.to_pem()));
+    assert!(leads_to(&old, &[own.clone(), cross.clone()], &leaf, usage()));
+    assert!(leads_to(&new, &[own.clone(), cross], &leaf, usage()));
+    assert!(leads_to(&new, std::slice::from_ref(&own), &leaf, usage()));
+    assert!(!leads_to(&old, &[own], &leaf, usage()));
+}
+
+#[test]
+fn next_root_has_a_name_of_its_own_and_ends_for_others_with_the_old_one() {
+    let mut rng = CountingRng::new();
+    let (old, new, cross) = two_roots(&mut rng);
+    let [old, new] = [old, new].map(|root| der(&root.to_pem()));
+    let [first, next, crossed] =
+        [&old, &new, &cross].map(|der| X509Certificate::from_der(der).unwrap().1);
+    assert_ne!(first.subject(), next.subject());
+    assert_eq!(next.subject(), crossed.subject());
+    assert!(crossed.validity().not_after <= first.validity().not_after);
+    assert_eq!(NewRoot::check(&new, &cross, &old).unwrap().cross(), &*cross);
+}
+
+#[test]
+fn only_what_the_old_root_certified_as_a_new_root_is_one() {
+    let mut rng = CountingRng::new();
+    let (old, new, cross) = two_roots(&mut rng);
+    let (stranger, other, strange) = two_roots(&mut rng);
+    let issuing = old.issuing("Test", now(), &mut rng).unwrap();
+    let [old, new, stranger, other, issuing] =
+        [old, new, stranger, other, issuing].map(|it| der(&it.to_pem()));
+    let refused =
+        |new: &[u8], cross: &[u8], old: &[u8]| NewRoot::check(new, cross, old).unwrap_err();
+    assert_eq!(refused(&other, &cross, &old), NotANewRoot::AnotherRoot);
+    assert_eq!(refused(&new, &strange, &old), NotANewRoot::AnotherRoot);
+    assert_eq!(refused(&new, &cross, &stranger), NotANewRoot::NotSignedByTheOld);
+    assert_eq!(refused(&new, &new, &old), NotANewRoot::NotCertifiedAsOne);
+    assert_eq!(refused(&issuing, &issuing, &old), NotANewRoot::NotSelfSigned);
+    assert_eq!(refused(&cross, &cross, &old), NotANewRoot::NotSelfSigned);
+    assert_eq!(refused(&new, &[7], &old), NotANewRoot::Unreadable);
 }
 
 #[test]
@@ -162,4 +228,38 @@ fn cas_below_the_root_certify_leaves_only() {
         let constraints = parsed.basic_constraints().unwrap().unwrap().value;
         assert_eq!((constraints.ca, constraints.path_len_constraint), (true, Some(0)));
     }
+}
+
+/// RFC 9052 §4.4, with the worker's key as its certificate has it.
+#[test]
+fn a_worker_signs_a_configuration_and_nobody_elses_key_is_taken_for_its() {
+    let mut rng = CountingRng::new();
+    let root = Authority::root("Test", now(), &mut rng).unwrap();
+    let service = root.service("Test", now(), &mut rng).unwrap();
+    let mut worker = || {
+        let pair = service.worker(LEAF_LIFETIME, now(), &mut rng).unwrap();
+        let key = PrivatePkcs8KeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+        (der(&pair), key)
+    };
+    let ((certificate, key), (other, _)) = (worker(), worker());
+    let chain = [certificate.clone(), der(&service.to_pem())];
+    let signer = ConfigurationSigner::new(&chain, key.secret_pkcs8_der()).unwrap();
+    let configuration = Configuration {
+        scope: "default".parse().unwrap(),
+        device_id: "pump-1".parse().unwrap(),
+        revision: 7,
+        document: Some(Bytes::try_from(vec![b'x'; MAX_CONFIGURATION]).unwrap()),
+    };
+    let signed = SignedConfiguration::decode(&signer.sign(&configuration).unwrap()).unwrap();
+    assert_eq!(Configuration::decode(&signed.payload), Ok(configuration));
+    let in_chain: Vec<_> = signed.chain.iter().map(|der| der.to_vec()).collect();
+    assert_eq!(in_chain, chain.map(|der| der.to_vec()));
+    let (_, leaf) = X509Certificate::from_der(&certificate).unwrap();
+    let point = &leaf.public_key().subject_public_key.data;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+        .verify(&SignedConfiguration::signed(&signed.payload), &signed.signature)
+        .unwrap();
+
+    assert!(ConfigurationSigner::new(&[other], key.secret_pkcs8_der()).is_err());
+    assert!(ConfigurationSigner::new(&[], key.secret_pkcs8_der()).is_err());
 }

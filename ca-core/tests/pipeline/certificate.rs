@@ -28,10 +28,15 @@ fn issue_at(
     time: OffsetDateTime,
 ) -> Issued<Proven> {
     let readmitted = readmitted(ca, device, records);
-    let prepared =
-        Prepared::<Proven>::new(readmitted, &Profile::default(), &ca.issuer, time, &mut ca.rng)
-            .unwrap();
-    Issued::<Proven>::sign(prepared, &ca.issuer).unwrap()
+    let prepared = Prepared::<Proven>::new(
+        readmitted,
+        &Profile::default(),
+        ca.issuers.current(now()),
+        time,
+        &mut ca.rng,
+    )
+    .unwrap();
+    Issued::<Proven>::sign(prepared).unwrap()
 }
 
 fn issue() -> (Ca, Device, Issued<Proven>) {
@@ -48,7 +53,7 @@ fn verify(
     time: OffsetDateTime,
 ) -> Result<(), webpki::Error> {
     let anchor = webpki::anchor_from_trusted_cert(&ca.root)?;
-    let chain = ca.issuer.chain(leaf).unwrap();
+    let chain = ca.issuers.current(now()).chain(leaf).unwrap();
     let intermediates: Vec<_> =
         chain[1..].iter().map(|der| CertificateDer::from(der.to_vec())).collect();
     let time =
@@ -237,7 +242,7 @@ fn serials_are_positive_sort_by_time_and_differ() {
         let prepared = Prepared::<Proven>::new(
             readmitted,
             &Profile::default(),
-            &ca.issuer,
+            ca.issuers.current(now()),
             now(),
             &mut ca.rng,
         )
@@ -255,9 +260,15 @@ fn validity_is_that_of_the_profile() {
     let later = now() + Duration::days(1) + Duration::milliseconds(1);
     let readmitted = readmitted(&mut ca, &device, &nothing_on_record());
     let profile = Profile::new(Duration::days(30), Duration::minutes(10)).unwrap();
-    let prepared =
-        Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, later, &mut ca.rng).unwrap();
-    let issued = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
+    let prepared = Prepared::<Proven>::new(
+        readmitted,
+        &profile,
+        ca.issuers.current(now()),
+        later,
+        &mut ca.rng,
+    )
+    .unwrap();
+    let issued = Issued::<Proven>::sign(prepared).unwrap();
     assert_eq!(issued.facts().not_before, now() + Duration::days(1) - Duration::minutes(10));
     assert_eq!(issued.facts().not_after, now() + Duration::days(31));
 }
@@ -274,7 +285,7 @@ fn certificate_does_not_outlive_the_issuing_ca() {
     let late = Prepared::<Proven>::new(
         readmitted,
         &Profile::default(),
-        &ca.issuer,
+        ca.issuers.current(now()),
         issuing_ends,
         &mut ca.rng,
     );
@@ -287,9 +298,15 @@ fn certificate_is_not_older_than_the_issuing_ca() {
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
     let profile = Profile::new(Duration::days(30), Profile::MAX_BACKDATE).unwrap();
     let readmitted = readmitted(&mut ca, &device, &nothing_on_record());
-    let prepared =
-        Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, now(), &mut ca.rng).unwrap();
-    let issued = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
+    let prepared = Prepared::<Proven>::new(
+        readmitted,
+        &profile,
+        ca.issuers.current(now()),
+        now(),
+        &mut ca.rng,
+    )
+    .unwrap();
+    let issued = Issued::<Proven>::sign(prepared).unwrap();
     assert_eq!(issued.facts().not_before, now() - Duration::hours(1));
 }
 
@@ -320,15 +337,18 @@ fn issuer_is_believed_under_the_root_that_signed_it_while_it_is_valid() {
         CertificateDer::from_pem_slice(authority.to_pem().certificate.as_bytes()).unwrap()
     };
     let issuer = || Issuer::from_pem(&issuing.certificate, &issuing.key).unwrap();
-    issuer().under(&der(&root), now()).unwrap();
+    issuer().under(&[der(&root)]).unwrap();
+    issuer().under(&[der(&other), der(&root)]).unwrap();
     // With the same name, but another key.
-    assert_eq!(issuer().under(&der(&other), now()).unwrap_err(), IssuerError::OtherRoot);
+    assert_eq!(issuer().under(&[der(&other)]).unwrap_err(), IssuerError::OtherRoot);
+    assert_eq!(issuer().under(&[]).unwrap_err(), IssuerError::OtherRoot);
     assert_eq!(
-        issuer().under(&CertificateDer::from(vec![0x30]), now()).unwrap_err(),
+        issuer().under(&[CertificateDer::from(vec![0x30])]).unwrap_err(),
         IssuerError::UnreadableRoot
     );
+    issuer().valid_at(now() + ISSUING_LIFETIME).unwrap();
     for time in [now() - Duration::DAY, now() + ISSUING_LIFETIME + Duration::SECOND] {
-        let refused = issuer().under(&der(&root), time).unwrap_err();
+        let refused = issuer().valid_at(time).unwrap_err();
         assert!(matches!(refused, IssuerError::NotValid { .. }), "{refused}");
     }
 }
@@ -336,7 +356,7 @@ fn issuer_is_believed_under_the_root_that_signed_it_while_it_is_valid() {
 #[test]
 fn issuer_knows_what_it_has_signed() {
     let (ca, _, issued) = issue();
-    assert!(ca.issuer.has_signed(issued.der()));
+    assert!(ca.issuers.current(now()).has_signed(issued.der()));
     let mut rng = CountingRng::new();
     // With the same name, but another key.
     let other = Authority::root("Test", now(), &mut rng)

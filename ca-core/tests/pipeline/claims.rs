@@ -1,8 +1,8 @@
 //! What a claim and its ticket prove, and for how long.
 
 use assay_ca_core::{
-    CLAIM_LIFETIME, CLOCK_SKEW, CertificateOnRecord, Enrolment, ProvenDevice, QUOTA, Readmitted,
-    Records, Registration, Rejection, TicketKey,
+    CLAIM_LIFETIME, CLOCK_SKEW, CertificateOnRecord, Enrolment, Overlapping, ProvenDevice, QUOTA,
+    Readmitted, Records, Registration, Rejection, TicketKey,
 };
 use assay_wire::{EkId, ProblemCode, Proof, Ticket};
 use time::Duration;
@@ -86,10 +86,31 @@ fn ticket_of_another_claim_is_refused() {
 #[test]
 fn claim_of_another_cas_key_is_refused() {
     let (mut ca, _, request) = answered();
-    ca.ticket_key = TicketKey::generate(&mut ca.rng);
+    ca.ticket_keys = TicketKey::generate(&mut ca.rng).into();
     let refusal = ca.prove(&request).unwrap_err();
     assert_eq!(refusal, Rejection::ClaimOfAnotherKey);
     assert_eq!(refusal.code(), ProblemCode::TicketRefused);
+}
+
+#[test]
+fn claims_of_the_key_in_use_of_the_one_before_and_of_the_next_are_accepted() {
+    let (mut ca, _, request) = answered();
+    let key = ca.ticket_keys.in_use(now()).clone();
+    let other = || TicketKey::new([3; TicketKey::LEN]);
+    for keys in [
+        Overlapping::new(key.clone(), Some((now(), other()))),
+        Overlapping::new(other(), Some((now() + Duration::HOUR, key.clone()))),
+    ] {
+        ca.ticket_keys = keys;
+        ca.prove(&request).unwrap();
+        assert_ne!(ca.ticket_keys.in_use(now()).secret(), key.secret());
+    }
+}
+
+#[test]
+fn the_next_secret_is_in_use_from_its_time_on() {
+    let keys = Overlapping::new(1, Some((now(), 2)));
+    assert_eq!([now() - Duration::SECOND, now()].map(|at| *keys.in_use(at)), [1, 2]);
 }
 
 #[test]
@@ -103,7 +124,7 @@ fn claim_of_another_scope_is_refused() {
 #[test]
 fn claim_is_refused_from_its_expiry_on() {
     let (ca, _, request) = answered();
-    let at = |time| ProvenDevice::verify(&request, &ca.scope, &ca.ticket_key, time);
+    let at = |time| ProvenDevice::verify(&request, &ca.scope, &ca.ticket_keys, time);
     at(now() + CLAIM_LIFETIME - Duration::SECOND).unwrap();
     assert_eq!(code(at(now() + CLAIM_LIFETIME)), ProblemCode::ClaimExpired);
 }
@@ -111,7 +132,7 @@ fn claim_is_refused_from_its_expiry_on() {
 #[test]
 fn claim_from_the_future_is_refused_beyond_the_skew_of_clocks() {
     let (ca, _, request) = answered();
-    let at = |time| ProvenDevice::verify(&request, &ca.scope, &ca.ticket_key, time);
+    let at = |time| ProvenDevice::verify(&request, &ca.scope, &ca.ticket_keys, time);
     at(now() - CLOCK_SKEW).unwrap();
     assert!(matches!(
         at(now() - CLOCK_SKEW - Duration::SECOND),
@@ -136,8 +157,10 @@ fn credential_is_bound_to_the_name_of_the_ik() {
 fn ticket_key_shows_nothing_when_printed() {
     assert_eq!(format!("{:?}", TicketKey::new([7; 32])), "TicketKey(..)");
     let (ca, _, request) = answered();
-    let key_in_claim =
-        request.claim.windows(4).any(|window| window == &ca.ticket_key.secret()[..4]);
+    let key_in_claim = request
+        .claim
+        .windows(4)
+        .any(|window| window == &ca.ticket_keys.in_use(now()).secret()[..4]);
     assert!(!key_in_claim);
 }
 
@@ -219,7 +242,8 @@ mod readmission {
         let proven = || ca.prove(&request).unwrap();
         let recent_certificates = 1;
         let registered = |ik_id, issued_at| {
-            let certificate = Some(CertificateOnRecord { ik_id, issued_at });
+            let certificate =
+                Some(CertificateOnRecord { ik_id, issued_at, in_force_since: issued_at });
             let registration = Registration {
                 device_id: proven().device_id().clone(),
                 certificate,
@@ -245,8 +269,11 @@ mod readmission {
         let (ca, _, request) = answered();
         let readmit = |ik_id, recent_certificates| {
             let proven = ca.prove(&request).unwrap();
-            let certificate =
-                Some(CertificateOnRecord { ik_id, issued_at: now() - Duration::hours(1) });
+            let certificate = Some(CertificateOnRecord {
+                ik_id,
+                issued_at: now() - Duration::hours(1),
+                in_force_since: now() - Duration::hours(1),
+            });
             let device_id = proven.device_id().clone();
             let registration = Some(Registration { device_id, certificate, recent_certificates });
             Readmitted::decide(proven, &Records { registration, ..nothing_on_record() }).map(drop)

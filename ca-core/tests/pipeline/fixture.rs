@@ -7,8 +7,9 @@ use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, ParentArea};
 use assay_ca_core::{
     Admitted, AdmittedParent, Authority, BoundKey, Challenge, Enrolment, Evidence, FlowKind,
-    Issuer, Offered, Profile, ProvenDevice, Records, Rejection, SharedKeyFlow, TicketFlow,
-    TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
+    Instead, Issuer, Issuers, KeyAndCertificate, Offered, Overlapping, Profile, ProvenDevice,
+    Records, Rejection, SharedKeyFlow, TicketFlow, TicketKey, TrustAnchors, TrustedEk,
+    VendorCertificate,
 };
 use assay_wire::{Bundle, ChallengeReply, DeviceId, Flow, Proof, Scope, Ticket};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
@@ -521,13 +522,26 @@ pub(crate) fn csr(ik: &KeyPair) -> Vec<u8> {
     wishes.serialize_request(ik).unwrap().der().to_vec()
 }
 
+fn issuers(
+    all: &[(Option<OffsetDateTime>, KeyAndCertificate)],
+    root: &CertificateDer<'_>,
+    now: OffsetDateTime,
+) -> Issuers {
+    let read = |pair: &KeyAndCertificate| Issuer::from_pem(&pair.certificate, &pair.key).unwrap();
+    let all = all.iter().map(|(from, pair)| (*from, read(pair))).collect();
+    Issuers::new(all, std::slice::from_ref(root), now).unwrap()
+}
+
 /// The CA's side.
 pub(crate) struct Ca {
     pub(crate) scope: Scope,
-    pub(crate) ticket_key: TicketKey,
+    pub(crate) ticket_keys: Overlapping<TicketKey>,
     pub(crate) anchors: TrustAnchors,
     pub(crate) root: CertificateDer<'static>,
-    pub(crate) issuer: Issuer,
+    pub(crate) authority: Authority,
+    /// What the issuing CAs are made of.
+    pub(crate) issuing: Vec<(Option<OffsetDateTime>, KeyAndCertificate)>,
+    pub(crate) issuers: Issuers,
     pub(crate) rng: CountingRng,
 }
 
@@ -535,15 +549,31 @@ impl Ca {
     pub(crate) fn trusting(vendor: &Vendor) -> Self {
         let mut rng = CountingRng::new();
         let root = Authority::root("Test", now(), &mut rng).unwrap();
-        let issuing = root.issuing("Test", now(), &mut rng).unwrap().to_pem();
+        let issuing = vec![(None, root.issuing("Test", now(), &mut rng).unwrap().to_pem())];
+        let der = CertificateDer::from_pem_slice(root.to_pem().certificate.as_bytes()).unwrap();
         Self {
             scope: "plant-7".parse().unwrap(),
-            ticket_key: TicketKey::generate(&mut rng),
+            ticket_keys: TicketKey::generate(&mut rng).into(),
             anchors: vendor.anchors(),
-            root: CertificateDer::from_pem_slice(root.to_pem().certificate.as_bytes()).unwrap(),
-            issuer: Issuer::from_pem(&issuing.certificate, &issuing.key).unwrap(),
+            issuers: issuers(&issuing, &der, now()),
+            root: der,
+            authority: root,
+            issuing,
             rng,
         }
+    }
+
+    /// Makes another issuing CA, which is used from this time on.
+    pub(crate) fn rotate(&mut self, name: &str, from: OffsetDateTime) {
+        let next = self.authority.issuing(name, now(), &mut self.rng).unwrap().to_pem();
+        self.issuing.push((Some(from), next));
+        self.issuers = issuers(&self.issuing, &self.root, now());
+    }
+
+    /// Forgets all issuing CAs but the newest.
+    pub(crate) fn forget_old_issuers(&mut self) {
+        self.issuing.drain(..self.issuing.len() - 1);
+        self.issuers = issuers(&self.issuing, &self.root, now());
     }
 
     pub(crate) fn trust(
@@ -578,15 +608,25 @@ impl Ca {
         device: &Device,
         records: &Records,
     ) -> Result<ChallengeReply, Rejection> {
+        self.challenge_at(device, records, Instead::AtOnce, now())
+    }
+
+    pub(crate) fn challenge_at(
+        &mut self,
+        device: &Device,
+        records: &Records,
+        instead: Instead,
+        at: OffsetDateTime,
+    ) -> Result<ChallengeReply, Rejection> {
         let admitted = self.admit(device, records)?;
         let ik = BoundKey::verify(&device.evidence())?;
-        let (scope, key) = (&self.scope, &self.ticket_key);
-        let challenge = Challenge::new(&admitted, &ik, scope, key, now(), &mut self.rng);
+        let (scope, key) = (&self.scope, self.ticket_keys.in_use(at));
+        let challenge = Challenge::new(&admitted, &ik, instead, scope, key, at, &mut self.rng);
         Ok(challenge.unwrap().into_reply())
     }
 
     pub(crate) fn prove(&self, request: &Proof) -> Result<ProvenDevice, Rejection> {
-        ProvenDevice::verify(request, &self.scope, &self.ticket_key, now())
+        ProvenDevice::verify(request, &self.scope, &self.ticket_keys, now())
     }
 }
 

@@ -1,11 +1,13 @@
 //! Who may renew a certificate, what comes back, and when it comes into force.
 
+use std::sync::Arc;
+
 use assay_ca_core::{
-    ActiveCertificate, Admitted, Adopting, AdoptionEvidence, Assurance, Authority,
-    CertificateOnRecord, Confirmed, Enrolment, Failure, InForce, Issued, Issuer, Offered, Prepared,
-    Profile, Proven, QUOTA, Readmitted, Records, Registration, Rejection, RenewFlow,
-    RenewalEvidence, RenewalProof, Renewed, Renewing, Reprovision, STATEMENT_LIFETIME, SealedFlow,
-    SealedOnRecord, Sealing, Shown, TicketKey, TrustedEk, Unconfirmed,
+    ActiveCertificate, Admitted, Adopting, AdoptionEvidence, Assurance, CertificateOnRecord,
+    Confirmed, Enrolment, Failure, InForce, Issued, Offered, Overlapping, Prepared, Profile,
+    Proven, QUOTA, Readmitted, Records, Registration, Rejection, RenewFlow, RenewalEvidence,
+    RenewalProof, Renewed, Renewing, Reprovision, STATEMENT_LIFETIME, SealedFlow, SealedOnRecord,
+    Sealing, Shown, TicketKey, TrustedEk, Unconfirmed,
 };
 use assay_ca_core::{BoundKey, CLOCK_SKEW, Candidate, TrustAnchors};
 use assay_wire::{Adoption, CertificateReply, ProblemCode, Renewal};
@@ -17,16 +19,16 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::fixture::*;
 
 /// A device with a certificate that it got by a ticket, of 90 days, at [`now`].
-struct Holder {
-    ca: Ca,
-    device: Device,
+pub(crate) struct Holder {
+    pub(crate) ca: Ca,
+    pub(crate) device: Device,
     ik: KeyPair,
-    active: ActiveCertificate,
-    profile: Profile,
+    pub(crate) active: ActiveCertificate,
+    pub(crate) profile: Profile,
 }
 
 impl Holder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with_ik(p256_ik())
     }
 
@@ -38,9 +40,15 @@ impl Holder {
         let proof = device.answer(&ca.challenge(&device, &nothing).unwrap());
         let readmitted = Readmitted::decide(ca.prove(&proof).unwrap(), &nothing).unwrap();
         let profile = Profile::default();
-        let prepared =
-            Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, now(), &mut ca.rng).unwrap();
-        let issued = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
+        let prepared = Prepared::<Proven>::new(
+            readmitted,
+            &profile,
+            ca.issuers.current(now()),
+            now(),
+            &mut ca.rng,
+        )
+        .unwrap();
+        let issued = Issued::<Proven>::sign(prepared).unwrap();
         let active = ActiveCertificate {
             serial: issued.facts().serial,
             ik_id: issued.facts().ik_id,
@@ -50,10 +58,14 @@ impl Holder {
     }
 
     /// What is on record about it.
-    fn records(&self) -> Records {
+    pub(crate) fn records(&self) -> Records {
         let ek = self.device.ek.key().ek_id();
         let device_id = self.device.evidence().ek.derived_device_id();
-        let certificate = CertificateOnRecord { ik_id: self.active.ik_id, issued_at: now() };
+        let certificate = CertificateOnRecord {
+            ik_id: self.active.ik_id,
+            issued_at: now(),
+            in_force_since: now(),
+        };
         let registration =
             Registration { device_id, certificate: Some(certificate), recent_certificates: 0 };
         Records { registration: Some(registration), id_holder: Some(ek), ..nothing_on_record() }
@@ -110,14 +122,14 @@ impl Holder {
         at: OffsetDateTime,
     ) -> Result<(CertificateReply, Option<Issued<Renewed>>), Failure> {
         let proof = self.prove(self.request(at), records, at)?;
-        let Ca { ticket_key, issuer, rng, .. } = &mut self.ca;
+        let Ca { ticket_keys, issuers, rng, .. } = &mut self.ca;
         let renewing =
-            Renewing::plan(proof, records, waiting, ticket_key, &self.profile, issuer, at, rng)?;
-        Ok(renewing.sign(issuer, ticket_key, rng)?)
+            Renewing::plan(proof, records, waiting, ticket_keys, &self.profile, issuers, at, rng)?;
+        Ok(renewing.sign(ticket_keys.in_use(at), rng)?)
     }
 
     /// Renews when it is due.
-    fn renewed(&mut self) -> Issued<Renewed> {
+    pub(crate) fn renewed(&mut self) -> Issued<Renewed> {
         self.renew_with(&self.records(), &[], due()).unwrap().1.unwrap()
     }
 
@@ -135,17 +147,17 @@ impl Holder {
         at: OffsetDateTime,
     ) -> Result<Adopting, Rejection> {
         let evidence = AdoptionEvidence::parse(adoption, at)?;
-        Adopting::plan(&evidence, waiting, &self.ca.scope, &self.ca.ticket_key, at)
+        Adopting::plan(&evidence, waiting, &self.ca.scope, &self.ca.ticket_keys, at)
     }
 }
 
 /// When a certificate of [`Holder`] may be renewed.
-fn due() -> OffsetDateTime {
+pub(crate) fn due() -> OffsetDateTime {
     now() + Duration::days(60)
 }
 
 /// A renewed certificate as it is on record.
-fn waiting(renewed: &Issued<Renewed>) -> Unconfirmed {
+pub(crate) fn waiting(renewed: &Issued<Renewed>) -> Unconfirmed {
     let facts = renewed.facts();
     Unconfirmed {
         serial: facts.serial,
@@ -167,7 +179,7 @@ fn code<T>(result: Result<T, Rejection>) -> ProblemCode {
     }
 }
 
-fn rejection<T>(result: Result<T, Failure>) -> Rejection {
+pub(crate) fn rejection<T>(result: Result<T, Failure>) -> Rejection {
     match result {
         Err(Failure::Rejection(rejection)) => rejection,
         Err(Failure::Fault(fault)) => panic!("{fault}"),
@@ -192,7 +204,7 @@ fn a_renewed_certificate_is_for_the_same_device_and_key_and_waits_until_its_end(
             format!("{:?}", san.value)
         };
         assert_eq!(san(&old), san(&new));
-        assert!(holder.ca.issuer.has_signed(issued.der()));
+        assert!(holder.ca.issuers.current(now()).has_signed(issued.der()));
         let facts = issued.facts();
         assert_eq!(facts.issued_at, due());
         assert_eq!(facts.not_after, due() + Duration::days(90));
@@ -337,15 +349,44 @@ fn a_certificate_is_not_renewed_if_the_new_one_would_not_end_later() {
 }
 
 #[test]
-fn a_certificate_of_an_issuing_ca_that_was_replaced_is_renewed_at_once() {
+fn a_certificate_of_an_issuing_ca_that_is_not_known_any_more_is_renewed_at_once() {
     let mut holder = Holder::new();
-    let root = Authority::root("Test", now(), &mut holder.ca.rng).unwrap();
-    let issuing = root.issuing("Test", now(), &mut holder.ca.rng).unwrap().to_pem();
-    holder.ca.issuer = Issuer::from_pem(&issuing.certificate, &issuing.key).unwrap();
-    let records = holder.records();
     let soon = now() + Duration::MINUTE;
+    holder.ca.rotate("Second", soon);
+    holder.ca.forget_old_issuers();
+    let records = holder.records();
     let issued = holder.renew_with(&records, &[], soon).unwrap().1.unwrap();
-    assert!(holder.ca.issuer.has_signed(issued.der()));
+    assert!(holder.ca.issuers.current(soon).has_signed(issued.der()));
+}
+
+#[test]
+fn a_certificate_of_an_issuing_ca_of_before_is_renewed_when_it_is_due_and_by_the_one_in_use() {
+    let mut holder = Holder::new();
+    let first = Arc::clone(holder.ca.issuers.current(now()));
+    let soon = now() + Duration::MINUTE;
+    holder.ca.rotate("Second", soon);
+    let records = holder.records();
+    for at in [now(), soon, due() - Duration::SECOND] {
+        let (reply, issued) = holder.renew_with(&records, &[], at).unwrap();
+        assert!(issued.is_none(), "it is not due");
+        assert_eq!(*reply.chain, *first.chain(&holder.active.der).unwrap());
+    }
+    let (reply, issued) = holder.renew_with(&records, &[], due()).unwrap();
+    let (second, issued) = (holder.ca.issuers.current(due()), issued.unwrap());
+    assert!(second.has_signed(issued.der()) && !first.has_signed(issued.der()));
+    assert_eq!(*reply.chain, *second.chain(issued.der()).unwrap());
+}
+
+#[test]
+fn a_renewed_certificate_that_waits_since_before_the_switch_is_given_with_its_own_chain() {
+    let mut holder = Holder::new();
+    let (renewed, records) = (holder.renewed(), holder.records());
+    let first = Arc::clone(holder.ca.issuers.current(now()));
+    holder.ca.rotate("Second", due() + Duration::MINUTE);
+    let later = due() + Duration::HOUR;
+    let (reply, issued) = holder.renew_with(&records, &[waiting(&renewed)], later).unwrap();
+    assert!(issued.is_none());
+    assert_eq!(*reply.chain, *first.chain(renewed.der()).unwrap());
 }
 
 #[test]
@@ -390,15 +431,26 @@ fn a_certificate_that_waits_and_is_older_than_the_one_in_force_is_not_given() {
 fn a_certificate_that_waits_under_another_ticket_key_or_issuer_is_not_given() {
     let mut holder = Holder::new();
     let (renewed, records) = (holder.renewed(), holder.records());
-    holder.ca.ticket_key = TicketKey::generate(&mut holder.ca.rng);
+    holder.ca.ticket_keys = TicketKey::generate(&mut holder.ca.rng).into();
     let (_, issued) = holder.renew_with(&records, &[waiting(&renewed)], due()).unwrap();
     let renewed = issued.unwrap();
-    let root = Authority::root("Test", now(), &mut holder.ca.rng).unwrap();
-    let issuing = root.issuing("Test", now(), &mut holder.ca.rng).unwrap().to_pem();
-    holder.ca.issuer = Issuer::from_pem(&issuing.certificate, &issuing.key).unwrap();
+    holder.ca.rotate("Second", due());
+    holder.ca.forget_old_issuers();
     let next = due() + Duration::HOUR;
     let (_, issued) = holder.renew_with(&records, &[waiting(&renewed)], next).unwrap();
-    assert!(holder.ca.issuer.has_signed(issued.unwrap().der()));
+    assert!(holder.ca.issuers.current(next).has_signed(issued.unwrap().der()));
+}
+
+#[test]
+fn a_certificate_that_waits_under_the_ticket_key_before_is_given_again() {
+    let mut holder = Holder::new();
+    let (renewed, records) = (holder.renewed(), holder.records());
+    let before = holder.ca.ticket_keys.in_use(due()).clone();
+    let next = (due(), TicketKey::generate(&mut holder.ca.rng));
+    holder.ca.ticket_keys = Overlapping::new(before, Some(next));
+    let (reply, issued) = holder.renew_with(&records, &[waiting(&renewed)], due()).unwrap();
+    assert!(issued.is_none());
+    assert_eq!(*reply.chain[0], *renewed.der());
 }
 
 #[test]
@@ -421,10 +473,19 @@ fn sealed(holder: &mut Holder, at: OffsetDateTime) -> Unconfirmed {
     let admitted = holder.ca.admit_to::<SealedFlow>(&holder.device, &nothing).unwrap();
     let ik = BoundKey::verify(&holder.device.evidence()).unwrap();
     let candidate = Candidate::decide(&admitted, &ik, &holder.ca.scope, &nothing, at).unwrap();
-    let Ca { ticket_key, issuer, rng, .. } = &mut holder.ca;
-    let sealing =
-        Sealing::plan(candidate, &nothing, None, &[], ticket_key, &holder.profile, issuer, at, rng);
-    let (_, issued) = sealing.unwrap().sign(issuer, ticket_key, at, rng).unwrap();
+    let Ca { ticket_keys, issuers, rng, .. } = &mut holder.ca;
+    let sealing = Sealing::plan(
+        candidate,
+        &nothing,
+        None,
+        &[],
+        ticket_keys,
+        &holder.profile,
+        issuers,
+        at,
+        rng,
+    );
+    let (_, issued) = sealing.unwrap().sign(ticket_keys.in_use(at), at, rng).unwrap();
     let issued = issued.unwrap();
     let facts = issued.facts();
     Unconfirmed {
@@ -471,20 +532,20 @@ fn a_renewed_certificate_is_not_sealed() {
     let admitted = holder.ca.admit_to::<SealedFlow>(&holder.device, &nothing).unwrap();
     let ik = BoundKey::verify(&holder.device.evidence()).unwrap();
     let candidate = Candidate::decide(&admitted, &ik, &holder.ca.scope, &nothing, due()).unwrap();
-    let Ca { ticket_key, issuer, rng, .. } = &mut holder.ca;
+    let Ca { ticket_keys, issuers, rng, .. } = &mut holder.ca;
     let waiting = [waiting(&renewed)];
     let sealing = Sealing::plan(
         candidate,
         &nothing,
         None,
         &waiting,
-        ticket_key,
+        ticket_keys,
         &holder.profile,
-        issuer,
+        issuers,
         due(),
         rng,
     );
-    let (_, issued) = sealing.unwrap().sign(issuer, ticket_key, due(), rng).unwrap();
+    let (_, issued) = sealing.unwrap().sign(ticket_keys.in_use(due()), due(), rng).unwrap();
     assert!(issued.is_some());
 }
 
@@ -574,7 +635,7 @@ fn an_adoption_is_refused_when_the_device_is_no_longer_welcome() {
     // A certificate for another IK, or a later one for the same, came into force meanwhile.
     for ik_id in [[9; 32], holder.active.ik_id] {
         let mut overtaken = records.clone();
-        let certificate = CertificateOnRecord { ik_id, issued_at: due() };
+        let certificate = CertificateOnRecord { ik_id, issued_at: due(), in_force_since: due() };
         overtaken.registration.as_mut().unwrap().certificate = Some(certificate);
         assert_eq!(adopt(overtaken), ProblemCode::ClaimExpired);
     }
@@ -586,7 +647,7 @@ fn a_handshake_with_a_renewed_certificate_puts_it_into_force_until_its_end() {
     let (renewed, records) = (holder.renewed(), holder.records());
     let decide = |at| {
         let shown = Shown::by_handshake(waiting(&renewed), &renewed.sha256())?;
-        Confirmed::decide(shown, &records, &holder.ca.ticket_key, at)
+        Confirmed::decide(shown, &records, &holder.ca.ticket_keys, at)
     };
     let end = due() + Duration::days(90);
     for at in [due(), end - Duration::SECOND] {

@@ -3,9 +3,9 @@
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::{
     ActiveCertificate, BoundKey, Candidate, CertificateFacts, CertificateOnRecord, Confirmation,
-    Confirmed, Confirming, EncryptedCertificate, Enrolment, Failure, Issued, KeyOffer, Prepared,
-    Profile, Proven, QUOTA, Readmitted, Records, Registration, Rejection, Reprovision, SealedFlow,
-    SealedOnRecord, Sealing, SharedKeyFlow, Shown, TicketKey, Unconfirmed, Unproven,
+    Confirmed, Confirming, EncryptedCertificate, Enrolment, Failure, Issued, KeyOffer, Overlapping,
+    Prepared, Profile, Proven, QUOTA, Readmitted, Records, Registration, Rejection, Reprovision,
+    SealedFlow, SealedOnRecord, Sealing, SharedKeyFlow, Shown, TicketKey, Unconfirmed, Unproven,
 };
 use assay_wire::{EkId, ProblemCode, Proof, Receipt, SealedCertificate, SealedReply, Ticket};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -51,12 +51,12 @@ impl Enrolled {
     ) -> Result<Confirmed, Rejection> {
         let confirmation = self.verify(&self.proof(), now())?;
         let shown = Shown::by_confirmation(certificate, &confirmation)?;
-        Confirmed::decide(shown, records, &self.ca.ticket_key, at)
+        Confirmed::decide(shown, records, &self.ca.ticket_keys, at)
     }
 
     fn receipt(&self) -> Receipt {
         let confirmation = self.verify(&self.proof(), now()).unwrap();
-        let key = &self.ca.ticket_key;
+        let key = &self.ca.ticket_keys;
         match Confirming::plan(confirmation, self.active(false), key, now()).unwrap() {
             Confirming::OnRecord { reply, .. } => reply.receipt,
             Confirming::New { .. } => panic!("it is active already"),
@@ -79,7 +79,7 @@ impl Enrolled {
     }
 
     fn verify(&self, proof: &Proof, at: OffsetDateTime) -> Result<Confirmation, Rejection> {
-        Confirmation::verify(proof, &self.ca.scope, &self.ca.ticket_key, at)
+        Confirmation::verify(proof, &self.ca.scope, &self.ca.ticket_keys, at)
     }
 
     fn unconfirmed(&self) -> Unconfirmed {
@@ -114,7 +114,7 @@ fn seal(
     at: OffsetDateTime,
 ) -> (SealedReply, Option<Issued<Unproven>>) {
     let sealing = plan(ca, device, records, active, waiting, at).unwrap();
-    sealing.sign(&ca.issuer, &ca.ticket_key, at, &mut ca.rng).unwrap()
+    sealing.sign(ca.ticket_keys.in_use(at), at, &mut ca.rng).unwrap()
 }
 
 fn plan(
@@ -126,8 +126,8 @@ fn plan(
     at: OffsetDateTime,
 ) -> Result<Sealing, Failure> {
     let candidate = candidate(ca, device, records)?;
-    let (key, issuer, profile) = (&ca.ticket_key, &ca.issuer, &Profile::default());
-    Sealing::plan(candidate, records, active, waiting, key, profile, issuer, at, &mut ca.rng)
+    let (key, issuers, profile) = (&ca.ticket_keys, &ca.issuers, &Profile::default());
+    Sealing::plan(candidate, records, active, waiting, key, profile, issuers, at, &mut ca.rng)
 }
 
 /// Opens a reply with the TPM of `tpm`, on a device that believes that it has the EK of `ek` and
@@ -184,7 +184,7 @@ fn receipt_is_neither_the_ticket_nor_that_of_another_claim() {
 fn disabled_device_gets_no_receipt_for_a_certificate_that_it_confirmed_before() {
     let enrolled = Enrolled::new();
     let confirmation = enrolled.verify(&enrolled.proof(), now()).unwrap();
-    let key = &enrolled.ca.ticket_key;
+    let key = &enrolled.ca.ticket_keys;
     let refused = Confirming::plan(confirmation, enrolled.active(true), key, now());
     assert_eq!(code(refused), ProblemCode::DeviceDisabled);
 }
@@ -299,9 +299,15 @@ fn certificate_in_force_is_sealed_again_and_none_is_issued() {
     let proven = ca.prove(&device.answer(&challenge)).unwrap();
     let readmitted = Readmitted::decide(proven, &nothing_on_record()).unwrap();
     let profile = Profile::default();
-    let prepared =
-        Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, now(), &mut ca.rng).unwrap();
-    let certificate = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
+    let prepared = Prepared::<Proven>::new(
+        readmitted,
+        &profile,
+        ca.issuers.current(now()),
+        now(),
+        &mut ca.rng,
+    )
+    .unwrap();
+    let certificate = Issued::<Proven>::sign(prepared).unwrap();
     let active = ActiveCertificate {
         serial: certificate.facts().serial,
         ik_id: issued.facts().ik_id,
@@ -347,7 +353,7 @@ mod confirmation {
         let enrolled = Enrolled::new();
         let vendor = Vendor::new("Acme");
         let mut ca = Ca::trusting(&vendor);
-        ca.ticket_key = enrolled.ca.ticket_key.clone();
+        ca.ticket_keys = enrolled.ca.ticket_keys.clone();
         let other = Enrolled::with(ca, Device::of(&vendor));
         let mixed = Proof { claim: other.reply.claim.clone(), ..enrolled.proof() };
         assert_eq!(code(enrolled.verify(&mixed, now())), ProblemCode::TicketRefused);
@@ -395,7 +401,7 @@ mod confirmation {
     #[test]
     fn handshake_with_a_certificate_confirms_it_and_no_other() {
         let enrolled = Enrolled::new();
-        let (certificate, key) = (enrolled.unconfirmed(), &enrolled.ca.ticket_key);
+        let (certificate, key) = (enrolled.unconfirmed(), &enrolled.ca.ticket_keys);
         let sha256: [u8; 32] = Sha256::digest(enrolled.der()).into();
         let shown = Shown::by_handshake(certificate.clone(), &sha256).unwrap();
         let confirmed = Confirmed::decide(shown, &nothing_on_record(), key, now()).unwrap();
@@ -414,8 +420,20 @@ mod confirmation {
             enrolled.verify(&proof, now()),
             Err(Rejection::ClaimOfAnotherScope { .. })
         ));
-        enrolled.ca.ticket_key = TicketKey::new([3; TicketKey::LEN]);
+        enrolled.ca.ticket_keys = TicketKey::new([3; TicketKey::LEN]).into();
         assert_eq!(enrolled.verify(&proof, now()).unwrap_err(), Rejection::ClaimOfAnotherKey);
+    }
+
+    /// The device has the digest of a receipt that was made with the same key as its ticket.
+    #[test]
+    fn certificate_that_was_sealed_before_the_ticket_key_was_replaced_is_confirmed() {
+        let mut enrolled = Enrolled::new();
+        let receipt = enrolled.receipt();
+        let before = enrolled.ca.ticket_keys.in_use(now()).clone();
+        let next = (now(), TicketKey::new([3; TicketKey::LEN]));
+        enrolled.ca.ticket_keys = Overlapping::new(before, Some(next));
+        enrolled.confirm(enrolled.unconfirmed(), &nothing_on_record(), now()).unwrap();
+        assert_eq!(enrolled.receipt(), receipt);
     }
 
     #[test]
@@ -485,7 +503,7 @@ mod confirmation {
 fn has_certificate(enrolled: &Enrolled, ik_id: [u8; 32], issued_at: OffsetDateTime) -> Records {
     let registration = Registration {
         device_id: enrolled.facts().device_id.clone(),
-        certificate: Some(CertificateOnRecord { ik_id, issued_at }),
+        certificate: Some(CertificateOnRecord { ik_id, issued_at, in_force_since: issued_at }),
         recent_certificates: 1,
     };
     Records { registration: Some(registration), ..nothing_on_record() }
@@ -746,7 +764,7 @@ mod revocation_list {
             revoked(0x42, RevocationReason::CertificateHold),
             revoked(0x43, RevocationReason::CessationOfOperation),
         ];
-        let list = enrolled.ca.issuer.revocation_list(revoked, 7, now()).unwrap();
+        let list = enrolled.ca.issuers.current(now()).revocation_list(revoked, 7, now()).unwrap();
         let (rest, list) = CertificateRevocationList::from_der(&list).unwrap();
         assert!(rest.is_empty());
         let chain = enrolled.open(&enrolled.reply).unwrap().chain;
@@ -767,24 +785,34 @@ mod revocation_list {
     #[test]
     fn is_believed_for_a_day_if_the_issuer_signed_it() {
         let (ca, later) = (Enrolled::new().ca, REVOCATION_LIST_LIFETIME - Duration::SECOND);
-        let list = ca.issuer.revocation_list([], 1, now()).unwrap();
+        let list = ca.issuers.current(now()).revocation_list([], 1, now()).unwrap();
         assert_eq!(
-            ca.issuer.believes_until(&list, now() + later),
+            ca.issuers.current(now()).believes_until(&list, now() + later),
             Some(now() + REVOCATION_LIST_LIFETIME)
         );
-        assert_eq!(ca.issuer.believes_until(&list, now() + REVOCATION_LIST_LIFETIME), None);
+        assert_eq!(
+            ca.issuers.current(now()).believes_until(&list, now() + REVOCATION_LIST_LIFETIME),
+            None
+        );
         for at in [list.len() / 3, list.len() - 1] {
             let mut altered = list.clone();
             altered[at] ^= 1;
-            assert_eq!(ca.issuer.believes_until(&altered, now()), None, "byte {at}");
+            assert_eq!(
+                ca.issuers.current(now()).believes_until(&altered, now()),
+                None,
+                "byte {at}"
+            );
         }
-        assert_eq!(ca.issuer.believes_until(&[&list[..], b"x"].concat(), now()), None);
-        assert_eq!(ca.issuer.believes_until(b"a list", now()), None);
+        assert_eq!(
+            ca.issuers.current(now()).believes_until(&[&list[..], b"x"].concat(), now()),
+            None
+        );
+        assert_eq!(ca.issuers.current(now()).believes_until(b"a list", now()), None);
     }
 
     #[test]
     fn may_be_empty() {
-        let list = Enrolled::new().ca.issuer.revocation_list([], 1, now()).unwrap();
+        let list = Enrolled::new().ca.issuers.current(now()).revocation_list([], 1, now()).unwrap();
         let (_, list) = CertificateRevocationList::from_der(&list).unwrap();
         assert_eq!(list.iter_revoked_certificates().count(), 0);
     }

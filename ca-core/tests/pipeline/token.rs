@@ -1,7 +1,7 @@
 //! Which tokens let a device in, and which must not.
 
 use assay_ca_core::{
-    AuthenticatedDevice, CLOCK_SKEW, MasterSecret, TOKEN_LIFETIME, Token, TokenRefused,
+    AuthenticatedDevice, CLOCK_SKEW, MasterSecret, Overlapping, TOKEN_LIFETIME, Token, TokenRefused,
 };
 use assay_wire::{EkId, Scope};
 use data_encoding::BASE64;
@@ -15,6 +15,10 @@ const EK: [u8; 32] = [7; 32];
 
 fn scope() -> Scope {
     SCOPE.parse().unwrap()
+}
+
+fn masters() -> Overlapping<MasterSecret> {
+    master().into()
 }
 
 fn master() -> MasterSecret {
@@ -65,7 +69,7 @@ fn until(expires_at: OffsetDateTime) -> Fields {
 
 fn verify_at(text: &str, now: OffsetDateTime) -> Result<AuthenticatedDevice, TokenRefused> {
     let token = Token::parse(DEVICE, text.as_bytes())?;
-    AuthenticatedDevice::verify(offered(), token, &scope(), &master(), EkId::from(EK), &[3], now)
+    AuthenticatedDevice::verify(offered(), token, &scope(), &masters(), EkId::from(EK), &[3], now)
 }
 
 fn verify(text: &str) -> Result<AuthenticatedDevice, TokenRefused> {
@@ -159,7 +163,7 @@ mod form {
                         offered(),
                         token,
                         &scope(),
-                        &master(),
+                        &masters(),
                         EkId::from(EK),
                         &[3],
                         now(),
@@ -452,7 +456,7 @@ mod checks {
             offered(),
             parse(),
             &scope(),
-            &master(),
+            &masters(),
             EkId::from([8; 32]),
             &[3],
             now(),
@@ -463,12 +467,24 @@ mod checks {
             offered(),
             parse(),
             &scope(),
-            &other,
+            &other.clone().into(),
             EkId::from(EK),
             &[3],
             now(),
         );
         assert!(matches!(refused, Err(TokenRefused::SignatureWrong { .. })));
+        // While the two overlap, both are good: nobody knows which secret a key is of.
+        for both in [
+            Overlapping::new(other.clone(), Some((now() + TOKEN_LIFETIME, master()))),
+            Overlapping::new(master(), Some((now(), other))),
+        ] {
+            let ek = EkId::from(EK);
+            AuthenticatedDevice::verify(offered(), parse(), &scope(), &both, ek, &[3], now())
+                .unwrap();
+            let retired =
+                AuthenticatedDevice::verify(offered(), parse(), &scope(), &both, ek, &[4], now());
+            assert!(matches!(retired, Err(TokenRefused::SignatureWrong { .. })));
+        }
     }
 
     #[test]
@@ -481,7 +497,7 @@ mod checks {
                 offered(),
                 token,
                 &scope(),
-                &master(),
+                &masters(),
                 EkId::from(EK),
                 &[3, 4],
                 now(),
@@ -499,7 +515,7 @@ mod checks {
                 offered(),
                 token,
                 &scope(),
-                &master(),
+                &masters(),
                 EkId::from(EK),
                 generations,
                 now(),

@@ -9,7 +9,7 @@ use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::Name;
 use assay_ca_core::{
     Admitted, AdmittedParent, Assurance, AuthenticatedDevice, BoundKey, Candidate, Confirmation,
-    Confirming, Enrolment, Evidence, FIRST_GENERATION, Issued, KeyOffer, MasterSecret,
+    Confirming, Enrolment, Evidence, FIRST_GENERATION, Issued, KeyOffer, MasterSecret, Overlapping,
     ParentEvidence, Prepared, Profile, Proven, ProvenDevice, Readmitted, Records, SealedFlow,
     SealedOnRecord, Sealing, SharedKeyFlow, TicketFlow, TicketKey, Token, TrustedEk,
 };
@@ -75,7 +75,7 @@ fn printed_credential_opens_to_the_printed_ticket() {
 #[test]
 fn printed_certify_request_proves_the_device() {
     let example = Example::read();
-    let key = TicketKey::new(example.value("ticket key").try_into().unwrap());
+    let key = TicketKey::new(example.value("ticket key").try_into().unwrap()).into();
     let proven =
         ProvenDevice::verify(&example.certify_request(), &example.scope(), &key, now()).unwrap();
     assert_eq!(proven.ek_id().to_string(), example.printed("EK id"));
@@ -127,7 +127,7 @@ fn printed_box_opens_to_the_printed_certificate() {
 #[test]
 fn printed_confirm_request_confirms_the_certificate_in_the_box() {
     let example = Example::read();
-    let key = TicketKey::new(example.value("ticket key").try_into().unwrap());
+    let key = TicketKey::new(example.value("ticket key").try_into().unwrap()).into();
     let confirmation =
         Confirmation::verify(&example.confirm_request(), &example.scope(), &key, now()).unwrap();
     assert_eq!(confirmation.ek_id().to_string(), example.printed("EK id"));
@@ -147,7 +147,7 @@ fn printed_confirm_request_confirms_the_certificate_in_the_box() {
 }
 
 /// The CA's answer to a confirmation once the certificate is active.
-fn receipt_of(confirmation: Confirmation, key: &TicketKey) -> Receipt {
+fn receipt_of(confirmation: Confirmation, key: &Overlapping<TicketKey>) -> Receipt {
     let enrolment = Enrolment { device_id: Some("pump-1".parse().unwrap()), ..enrolled() };
     let active = SealedOnRecord::Active {
         device_id: "pump-1".parse().unwrap(),
@@ -238,7 +238,7 @@ fn printed_token_authenticates_the_device() {
     assert_eq!(token.trim_end(), self::token(&example.scope(), &device_id, &value("HMAC key")));
 
     let ek_id = device_of(&example.challenge_request()).ek.key().ek_id();
-    let master = MasterSecret::new(value("master secret").try_into().unwrap());
+    let master = MasterSecret::new(value("master secret").try_into().unwrap()).into();
     let token = Token::parse(device_id.as_str(), token.trim_end().as_bytes()).unwrap();
     AuthenticatedDevice::verify(
         offered(),
@@ -290,11 +290,17 @@ fn example_made_anew_reads_like_the_printed_one() {
     let certify = device.answer(&challenge);
     let readmitted = Readmitted::decide(ca.prove(&certify).unwrap(), &nothing_on_record()).unwrap();
     let profile = Profile::default();
-    let prepared =
-        Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, now(), &mut ca.rng).unwrap();
-    let issued = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
+    let prepared = Prepared::<Proven>::new(
+        readmitted,
+        &profile,
+        ca.issuers.current(now()),
+        now(),
+        &mut ca.rng,
+    )
+    .unwrap();
+    let issued = Issued::<Proven>::sign(prepared).unwrap();
     let device_id = issued.facts().device_id.clone();
-    let certified = issued.reply(&ca.issuer).unwrap();
+    let certified = issued.reply();
 
     let mut ids = [[0; RequestId::LEN]; 5];
     ids.iter_mut().for_each(|id| ca.rng.fill_bytes(id));
@@ -304,7 +310,7 @@ fn example_made_anew_reads_like_the_printed_one() {
         .text("EK id", &device.ek.key().ek_id().to_string())
         .text("device id", device_id.as_str())
         .bytes("EK private key", &scalar_of_the_ek())
-        .bytes("ticket key", ca.ticket_key.secret())
+        .bytes("ticket key", ca.ticket_keys.in_use(now()).secret())
         .bytes("IK Name", device.ik_name().as_ref())
         .steps("", &steps)
         .bytes("ticket", certify.ticket.as_bytes());
@@ -359,10 +365,10 @@ fn sealed_flow_made_anew(
     let admitted = ca.admit_to::<SealedFlow>(device, &records).unwrap();
     let candidate = Candidate::decide(&admitted, &ik, &ca.scope, &records, now()).unwrap();
     let (ek_id, ik_id) = (candidate.ek_id(), candidate.ik_id());
-    let (profile, key, issuer) = (Profile::default(), &ca.ticket_key, &ca.issuer);
+    let (profile, key, issuers) = (Profile::default(), &ca.ticket_keys, &ca.issuers);
     let sealing =
-        Sealing::plan(candidate, &records, None, &[], key, &profile, issuer, now(), &mut ca.rng);
-    let (sealed, _) = sealing.unwrap().sign(issuer, key, now(), &mut ca.rng).unwrap();
+        Sealing::plan(candidate, &records, None, &[], key, &profile, issuers, now(), &mut ca.rng);
+    let (sealed, _) = sealing.unwrap().sign(key.in_use(now()), now(), &mut ca.rng).unwrap();
 
     let secret =
         activate(device, &device.ik_name(), &sealed.credential_blob, &sealed.encrypted_seed);
@@ -370,8 +376,8 @@ fn sealed_flow_made_anew(
     let content = open(&secret, &beside, &sealed);
     let ticket = SealedCertificate::decode(&content).unwrap().ticket;
     let proof = Proof { claim: sealed.claim.clone(), ticket };
-    let confirmation = Confirmation::verify(&proof, &ca.scope, &ca.ticket_key, now()).unwrap();
-    let receipt = receipt_of(confirmation, &ca.ticket_key);
+    let confirmation = Confirmation::verify(&proof, &ca.scope, &ca.ticket_keys, now()).unwrap();
+    let receipt = receipt_of(confirmation, &ca.ticket_keys);
     let values = Values::default()
         .steps("", &Steps::to_the_ek(&sealed.encrypted_seed, &device.ik_name()))
         .bytes("box key", &secret)

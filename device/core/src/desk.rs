@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::future::poll_fn;
@@ -15,7 +16,9 @@ use zeroize::Zeroizing;
 
 use crate::answer::AnswerError;
 use crate::certificate::VerifiedPath;
-use crate::event::{Action, Connection, Event, SealedBox, Traffic, Trouble};
+use crate::event::{
+    Action, Connection, Event, Pinning, ReceivedConfiguration, SealedBox, Traffic, Trouble,
+};
 use crate::memory::Memory;
 use crate::step::Step;
 use crate::tpm::{TpmAnswer, TpmFailure, TpmOperation};
@@ -171,9 +174,28 @@ impl Desk {
         .await
     }
 
+    pub(crate) async fn pin(&self, root: CertificateDer<'static>) -> Pinning {
+        self.run(Action::Pin(root), |event| match event {
+            Event::Pinned(pinning) => Some(pinning),
+            _ => None,
+        })
+        .await
+    }
+
     pub(crate) async fn unseal(&self, sealed: SealedBox) -> Option<Zeroizing<Vec<u8>>> {
         self.run(Action::Unseal(sealed), |event| match event {
             Event::Unsealed(contents) => Some(contents),
+            _ => None,
+        })
+        .await
+    }
+
+    pub(crate) async fn keep_configuration(
+        &self,
+        received: ReceivedConfiguration,
+    ) -> Result<Option<u64>, String> {
+        self.run(Action::Configuration(Box::new(received)), |event| match event {
+            Event::Configuration(outcome) => Some(outcome),
             _ => None,
         })
         .await

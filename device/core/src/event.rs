@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use assay_wire::ClientId;
+use assay_wire::{ClientId, DeviceId, Scope};
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
@@ -26,10 +26,16 @@ pub enum Action {
     Store(Box<Memory>),
     /// Verify that a chain, leaf first, leads to a pinned root. Answer: [`Event::PathVerified`].
     VerifyPath(Vec<CertificateDer<'static>>),
+    /// Pin this root beside those that are pinned, so that it survives a loss of power, if one of
+    /// them certified it as a new root. Answer: [`Event::Pinned`].
+    Pin(CertificateDer<'static>),
     /// Decrypt with AES-256-GCM. Answer: [`Event::Unsealed`].
     Unseal(SealedBox),
     /// Compute the SHA-256 of these bytes. Answer: [`Event::Digest`].
     Digest(Vec<u8>),
+    /// Verify this, and keep it if it is newer than what was kept before. Answer:
+    /// [`Event::Configuration`].
+    Configuration(Box<ReceivedConfiguration>),
     /// Draw bytes that nobody can guess. Answer: [`Event::Random`].
     Draw,
     /// Read the device's clock. Answer: [`Event::Clock`].
@@ -64,10 +70,15 @@ pub enum Event {
     /// [`Unreadable`](AnswerError::Unreadable), [`NotYetValid`](AnswerError::NotYetValid) or
     /// [`Expired`](AnswerError::Expired).
     PathVerified(Result<VerifiedPath, AnswerError>),
+    /// What became of the root.
+    Pinned(Pinning),
     /// The contents of the box; `None` if its tag does not match.
     Unsealed(Option<Zeroizing<Vec<u8>>>),
     /// The digest.
     Digest([u8; 32]),
+    /// The configuration is kept, and has this revision; `None` if the same one was kept before.
+    /// Or why it is not kept; the text is for people.
+    Configuration(Result<Option<u64>, String>),
     /// Random bytes.
     Random([u8; 16]),
     /// What the device's clock says, in seconds since 1970.
@@ -82,6 +93,17 @@ pub enum Event {
     Time,
 }
 
+/// What became of a root that the CA sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pinning {
+    /// It is pinned from now on. Its name.
+    New(String),
+    /// It was pinned before.
+    Known,
+    /// It is not pinned, for this reason. Nothing changed.
+    Refused(String),
+}
+
 /// A connection to the bootstrap listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
@@ -91,6 +113,17 @@ pub struct Connection {
     pub request_topic: String,
     /// Where replies come.
     pub reply_topic: String,
+}
+
+/// A document of the operator's, as it came with a certificate. Nothing of it is verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReceivedConfiguration {
+    /// A [`SignedConfiguration`](assay_wire::SignedConfiguration), if it can be read.
+    pub signed: Vec<u8>,
+    /// The scope that it must be for.
+    pub scope: Scope,
+    /// The device that it must be for.
+    pub device_id: DeviceId,
 }
 
 /// What was encrypted with AES-256-GCM (SP 800-38D).

@@ -8,9 +8,11 @@ use rustls_pki_types::CertificateDer;
 
 use crate::answer::AnswerError;
 use crate::certificate::{DeviceCertificate, check_device_id};
+use crate::event::Pinning;
 use crate::kinds::IkKind;
 use crate::memory::{Attempt, CertificateGrant, Confirmation, Grant, IdentityRecord, Memory};
 use crate::run::{Credential, Provisioned, RenewalOutcome, Run};
+use crate::step::Step;
 
 /// A stored certificate that is good.
 pub(crate) struct Granted {
@@ -85,6 +87,17 @@ pub(crate) async fn verify(
         check_device_id(wanted, &certificate.device_id)?;
     }
     Ok(certificate)
+}
+
+/// Has the root pinned that came with a certificate. The certificate does not depend on it: if the
+/// root is refused, the device goes on with those that it has.
+pub(crate) async fn pin(run: &Run, new_root: Option<assay_wire::CertificateDer>) {
+    let Some(root) = new_root else { return };
+    match run.desk().pin(root.into_vec().into()).await {
+        Pinning::New(name) => run.desk().progress(Step::RootPinned(name)),
+        Pinning::Known => {}
+        Pinning::Refused(reason) => run.desk().progress(Step::RootRefused(reason)),
+    }
 }
 
 pub(crate) fn provisioned(

@@ -105,20 +105,24 @@ pub(crate) async fn prepare(
     })))
 }
 
-async fn create_identity_key(desk: &Desk, kind: IkKind, handle: u32) -> Result<KeyPublic, Failure> {
+pub(crate) async fn create_identity_key(
+    desk: &Desk,
+    kind: IkKind,
+    handle: u32,
+) -> Result<KeyPublic, Failure> {
     let operation = TpmOperation::CreateIdentityKey { kind, handle };
     // An answer without a key is no answer to this operation.
     Ok(desk.tpm(operation, |answer| identity_key(answer).flatten()).await?)
 }
 
-fn identity_key(answer: TpmAnswer) -> Option<Option<KeyPublic>> {
+pub(crate) fn identity_key(answer: TpmAnswer) -> Option<Option<KeyPublic>> {
     match answer {
         TpmAnswer::IdentityKey(key) => Some(key),
         _ => None,
     }
 }
 
-async fn bundle(
+pub(crate) async fn bundle(
     run: &Run,
     ek: &ShownEk,
     ik: &KeyPublic,

@@ -10,6 +10,7 @@
 //! | `provision.rs` | which flow, and which EK if the CA refuses one |
 //! | `ticket.rs`, `sealed.rs`, `shared_key.rs` | what each flow says, checks and remembers |
 //! | `renew.rs` | when and how a certificate is renewed |
+//! | `rekey.rs` | how another identity key takes the place of the one in use |
 //! | `identity.rs` | what the flows that give a certificate share |
 //! | `granted.rs` | whether a stored certificate is good |
 //! | `ek.rs` | which EK to show |
@@ -85,7 +86,9 @@ mod ek;
 pub use ek::{ShownEk, find_ek};
 
 mod event;
-pub use event::{Action, Connection, Event, SealedBox, Traffic, Trouble};
+pub use event::{
+    Action, Connection, Event, Pinning, ReceivedConfiguration, SealedBox, Traffic, Trouble,
+};
 
 mod failure;
 pub use failure::Failure;
@@ -127,6 +130,7 @@ mod desk;
 mod granted;
 mod identity;
 mod line;
+mod rekey;
 mod renew;
 mod sealed;
 mod shared_key;

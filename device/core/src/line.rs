@@ -211,6 +211,8 @@ mod tests {
         let certificate = ReplyBody::Certificate(CertificateReply {
             chain: vec![vec![1].try_into().unwrap()].try_into().unwrap(),
             renew_at: None,
+            configuration: None,
+            new_root: None,
         });
         for (wanted, reply, found) in
             [("certificate", challenge, "challenge"), ("challenge", certificate, "certificate")]

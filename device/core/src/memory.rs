@@ -28,7 +28,7 @@ impl Memory {
 
     /// What the device signs in with, best first.
     ///
-    /// A renewed certificate comes first. The CA takes it as it takes the one in use, until one of
+    /// A renewed certificate comes first, or one for another key. The CA takes it as it takes the one in use, until one of
     /// the two is adopted or used. If the CA has heard of the adoption and its answer was lost, the
     /// one in use is no longer good.
     pub fn credentials(&self) -> impl Iterator<Item = Grant> {
@@ -157,8 +157,11 @@ pub enum Attempt {
     Hmac(HmacRecord),
     /// A sealed certificate has come, and waits for its confirmation.
     Unconfirmed(CertificateGrant),
-    /// A renewed certificate has come, and the CA is to hear that it is stored.
+    /// A renewed certificate, or one for another key, has come, and the CA is to hear that it is
+    /// stored.
     Renewed(CertificateGrant),
+    /// It makes another identity key, and asks for a certificate for it. The one in use stays.
+    Rekey(IdentityRecord),
 }
 
 impl Attempt {
@@ -166,6 +169,7 @@ impl Attempt {
     pub fn record(&self) -> DeviceRecord {
         match self {
             Self::Identity(record)
+            | Self::Rekey(record)
             | Self::Unconfirmed(CertificateGrant { record, .. })
             | Self::Renewed(CertificateGrant { record, .. }) => {
                 DeviceRecord::Identity(record.clone())
@@ -286,7 +290,7 @@ pub struct IdentityRecord {
 
 impl IdentityRecord {
     /// Whether both records are of the same key, shown beside the same EK to the same CA.
-    fn is_of_the_key_of(&self, other: &Self) -> bool {
+    pub(crate) fn is_of_the_key_of(&self, other: &Self) -> bool {
         let key = |it: &Self| (it.shown.scope.clone(), it.shown.ek_id, it.ik, it.ik_handle);
         key(self) == key(other)
     }

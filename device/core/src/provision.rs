@@ -16,7 +16,7 @@ use crate::policy::is_about_the_ek;
 use crate::run::{ProvisionRequest, Provisioned, Run};
 use crate::step::Step;
 use crate::tpm::{TpmFailure, TpmFailureKind};
-use crate::{sealed, shared_key, ticket};
+use crate::{rekey, sealed, shared_key, ticket};
 
 /// Makes a device able to sign in: with a valid certificate for an identity key in its TPM, or with
 /// an HMAC key there.
@@ -32,7 +32,7 @@ pub fn provision(request: ProvisionRequest, memory: Memory, now: Duration) -> Ma
         let end = now.saturating_add(request.deadline);
         let line = Line { desk, scope: request.scope.clone(), end };
         let run = Run::new(request, memory, line);
-        let outcome = match provision_with(&run, None).await {
+        let outcome = match begin(&run).await {
             Err(Failure::Refused(problem)) if is_about_the_ek(problem.code) => {
                 provision_with_another_ek(&run, problem).await
             }
@@ -61,6 +61,19 @@ pub fn ping(scope: Scope, deadline: Duration, now: Duration) -> Machine<Duration
         })
         .await
     })
+}
+
+/// Finishes a rekey, or rekeys; if there is neither to do, goes through a flow.
+async fn begin(run: &Run) -> Result<Provisioned, Failure> {
+    if let Some(provisioned) = rekey::settle(run).await? {
+        return Ok(provisioned);
+    }
+    if run.request.rekey
+        && let Some(provisioned) = rekey::rekey(run).await?
+    {
+        return Ok(provisioned);
+    }
+    provision_with(run, None).await
 }
 
 async fn provision_with(run: &Run, instead: Option<EkKind>) -> Result<Provisioned, Failure> {

@@ -161,6 +161,7 @@ async fn ask(run: &Run, line: &Line, old: &Old<'_>, key: IdentityKey) -> Result<
         ReplyBody::Certificate(reply) => reply,
         other => return Err(as_refusal(Ended::out_of_turn("certificate", other))),
     };
+    granted::pin(run, reply.new_root).await;
     let chain = granted::der(&reply.chain);
     if chain[0] == old.chain[0] {
         let same = (*old).clone().advised(reply.renew_at);
@@ -170,6 +171,7 @@ async fn ask(run: &Run, line: &Line, old: &Old<'_>, key: IdentityKey) -> Result<
             let in_use = Some(Grant::Certificate(grant));
             run.remember(Memory { in_use, ..run.memory() }).await;
         }
+        run.keep_configuration(reply.configuration, &same).await;
         return Ok(Reply::NotDue(same));
     }
     let certificate = granted::verify(run, chain, reply.renew_at, &key.id).await?;
@@ -181,10 +183,11 @@ async fn ask(run: &Run, line: &Line, old: &Old<'_>, key: IdentityKey) -> Result<
         return Err(AnswerError::NotNewer { not_before, in_use }.into());
     }
     run.desk().progress(Step::CertificateReceived(certificate.serial.clone()));
+    run.keep_configuration(reply.configuration, &certificate).await;
     Ok(Reply::Renewed(certificate))
 }
 
-async fn adopt(
+pub(crate) async fn adopt(
     run: &Run,
     line: &Line,
     ek_id: EkId,
@@ -216,7 +219,7 @@ async fn sign(
 }
 
 /// Whether a refusal passes by itself, so that no flow would help: the device comes again.
-fn passes(problem: &Problem) -> bool {
+pub(crate) fn passes(problem: &Problem) -> bool {
     problem.retry_after.is_some() || problem.code == ProblemCode::ClockOff
 }
 

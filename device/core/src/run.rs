@@ -5,15 +5,16 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
 
-use assay_wire::{DeviceId, Flow, Scope};
+use assay_wire::{Bytes, DeviceId, Flow, MAX_SIGNED_CONFIGURATION, Scope};
 
 use crate::certificate::DeviceCertificate;
 use crate::desk::Desk;
 use crate::ek::ShownEk;
+use crate::event::ReceivedConfiguration;
 use crate::failure::Failure;
 use crate::kinds::{EkChoice, EkKind, IkKind, ParentKind};
 use crate::line::Line;
-use crate::memory::{Memory, Shown};
+use crate::memory::{KeyPurpose, Memory, Shown};
 use crate::step::Step;
 use crate::tpm::EkCertificates;
 
@@ -47,6 +48,9 @@ pub struct ProvisionRequest {
     /// Whether to have the CA renew a valid certificate even if that is not due by this device's
     /// clock. Then the run ends well only if the CA answers.
     pub renew: bool,
+    /// Whether to get a certificate for another identity key, in place of the one in use. That one
+    /// stays good until the new one is adopted or used.
+    pub rekey: bool,
     /// How long the whole run may take.
     pub deadline: Duration,
 }
@@ -67,6 +71,7 @@ impl ProvisionRequest {
             device_id: None,
             again: false,
             renew: false,
+            rekey: false,
             deadline: Duration::from_secs(300),
         }
     }
@@ -113,6 +118,8 @@ pub struct Provisioned {
 pub enum RenewalOutcome {
     /// The certificate is a new one.
     Renewed,
+    /// The certificate is a new one, for another key. The key before it is forgotten.
+    Rekeyed,
     /// The CA says that the renewal is not due. The certificate is the one that was there.
     NotDue,
     /// The CA was not reached, or its answer could not be used. The device signs in with what it
@@ -193,12 +200,37 @@ impl Run {
     /// Everything that the device needs to go on after a loss of power is stored before the request
     /// that depends on it is sent.
     pub(crate) async fn remember(&self, next: Memory) {
+        self.remember_without(next, None).await;
+    }
+
+    /// The same, after the TPM removed a key that `next` no longer knows.
+    pub(crate) async fn remember_without(&self, next: Memory, removed: Option<(KeyPurpose, u32)>) {
         let next = if self.is_doubtful.get() { next.due_at_once() } else { next };
         self.desk().store(next.clone()).await;
         let dropped: Vec<_> = self.memory().keys_dropped_by(&next);
         self.memory.replace(next);
-        for (key, handle) in dropped {
+        for (key, handle) in dropped.into_iter().filter(|key| Some(*key) != removed) {
             self.desk().progress(Step::Unused { key, handle });
+        }
+    }
+
+    /// Keeps the document that came with a certificate for this device. Whatever is wrong with it,
+    /// the certificate is good.
+    pub(crate) async fn keep_configuration(
+        &self,
+        signed: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
+        certificate: &DeviceCertificate,
+    ) {
+        let Some(signed) = signed else { return };
+        let received = ReceivedConfiguration {
+            signed: signed.into_vec(),
+            scope: certificate.scope.clone(),
+            device_id: certificate.device_id.clone(),
+        };
+        match self.desk().keep_configuration(received).await {
+            Ok(Some(revision)) => self.desk().progress(Step::ConfigurationKept(revision)),
+            Ok(None) => {}
+            Err(reason) => self.desk().progress(Step::ConfigurationRefused(reason)),
         }
     }
 

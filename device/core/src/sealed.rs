@@ -60,11 +60,12 @@ async fn unseal(
     let key = applicant.activate(run.desk(), blob, seed).await?;
     let contents = run.desk().unseal(sealed_box(&reply, &key, applicant)?).await;
     let contents = contents.ok_or(AnswerError::Seal)?;
-    let SealedCertificate { chain, ticket, receipt_sha256, renew_at } =
+    let SealedCertificate { chain, ticket, receipt_sha256, renew_at, configuration } =
         SealedCertificate::decode(&contents)
             .map_err(|error| AnswerError::Unreadable(alloc::format!("{error}")))?;
     let certificate = applicant.verify(run, &chain, renew_at).await?;
     run.desk().progress(Step::CertificateOpened(certificate.serial.clone()));
+    run.keep_configuration(configuration, &certificate).await;
     let proof = Proof { claim: reply.claim, ticket };
     Ok((certificate, Confirmation { proof, receipt_sha256 }))
 }

@@ -28,6 +28,13 @@ pub enum Step {
     CertificateAdopted(String),
     /// The CA does not renew the certificate, for this reason. The device goes on with its flow.
     RenewalRefused(String),
+    /// The operator's document came with the certificate. It is new, and has this revision.
+    ConfigurationKept(u64),
+    /// The operator's document came with the certificate, and is not taken for this reason. The
+    /// certificate is.
+    ConfigurationRefused(String),
+    /// The CA does not take the certificate for another key, for this reason. What is in use stays.
+    RekeyRefused(String),
     /// The certificate could not be renewed now, for this reason. It is still good, and the next
     /// run tries again.
     RenewalPostponed(String),
@@ -80,12 +87,18 @@ pub enum Step {
     HmacKeyOpened,
     /// A certificate with this serial number came, and is good.
     CertificateReceived(String),
+    /// The CA has a new root of this name, certified by one that was pinned: it is pinned, too.
+    RootPinned(String),
+    /// The CA sent a new root that is not pinned, for this reason.
+    RootRefused(String),
     /// A sealed certificate with this serial number is opened, and is good.
     CertificateOpened(String),
     /// The CA knows that the certificate with this serial number arrived.
     CertificateConfirmed(String),
     /// The HMAC key is persistent at this handle.
     HmacKeyKept(u32),
+    /// The TPM removed the key at this handle, which is no longer used.
+    KeyRemoved(u32),
     /// A key at this handle is no longer used. It is left in the TPM, because others may use it.
     Unused {
         /// The key.
@@ -141,9 +154,9 @@ impl fmt::Display for Step {
                     rfc3339(*at)
                 )
             }
-            Self::NotAdopted => f.write_str(
-                "an earlier run stored a renewed certificate: it is still to be adopted",
-            ),
+            Self::NotAdopted => {
+                f.write_str("an earlier run stored a new certificate: it is still to be adopted")
+            }
             Self::NotDue(at) => {
                 write!(f, "the CA renews the certificate at {}: it stays", rfc3339(*at))
             }
@@ -151,6 +164,16 @@ impl fmt::Display for Step {
             Self::RenewalRefused(reason) => {
                 write!(f, "the CA does not renew the certificate ({reason}): proving the TPM anew")
             }
+            Self::ConfigurationKept(revision) => {
+                write!(f, "configuration received and verified: revision {revision}")
+            }
+            Self::ConfigurationRefused(reason) => {
+                write!(f, "the configuration is not taken: {reason}")
+            }
+            Self::RekeyRefused(reason) => write!(
+                f,
+                "the CA does not take the new certificate ({reason}): the one before it stays in use"
+            ),
             Self::RenewalPostponed(reason) => write!(
                 f,
                 "the certificate is not renewed now, is still good, and stays in use: {reason}"
@@ -193,10 +216,20 @@ impl fmt::Display for Step {
             Self::CertificateReceived(serial) => {
                 write!(f, "certificate {serial} received and verified")
             }
+            Self::RootPinned(name) => {
+                write!(f, "the CA has a new root, {name}: pinned beside the old one")
+            }
+            Self::RootRefused(reason) => write!(
+                f,
+                "the CA sent a new root that is not pinned ({reason}): the pinned ones stay"
+            ),
             Self::CertificateOpened(serial) => {
                 write!(f, "certificate {serial} opened and verified")
             }
             Self::CertificateConfirmed(serial) => write!(f, "certificate {serial} confirmed"),
+            Self::KeyRemoved(handle) => {
+                write!(f, "the key at {handle:#010x} is no longer used: removed from the TPM")
+            }
             Self::HmacKeyKept(handle) => write!(f, "HMAC key kept at {handle:#010x}"),
             Self::Unused { key, handle } => {
                 let key = match key {

@@ -1,11 +1,12 @@
 //! The ticket flow: two round trips. The CA's challenge holds a ticket that only the TPM can read.
 //! For the ticket, the CA gives the certificate.
 
-use assay_wire::{Flow, Proof, ReplyBody, RequestBody, Ticket};
+use assay_wire::{Bundle, Flow, Proof, ReplyBody, RequestBody, Ticket};
 
 use crate::answer::AnswerError;
 use crate::certificate::DeviceCertificate;
 use crate::failure::Failure;
+use crate::granted;
 use crate::identity::{self, Applicant, Ready};
 use crate::kinds::EkKind;
 use crate::line::Ended;
@@ -17,12 +18,18 @@ pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Prov
         Ready::Provisioned(provisioned) => return Ok(*provisioned),
         Ready::ToAsk(applicant) => applicant,
     };
-    let certificate = run.line.insist(async || certify(run, &applicant).await).await?;
+    let certificate =
+        run.line.insist(async || certify(run, &applicant, RequestBody::Challenge).await).await?;
     Ok(applicant.finish(run, certificate).await)
 }
 
-async fn certify(run: &Run, applicant: &Applicant) -> Result<DeviceCertificate, Ended> {
-    let request = RequestBody::Challenge(applicant.bundle.clone());
+/// Both round trips. `ask` says whether the certificate counts at once.
+pub(crate) async fn certify(
+    run: &Run,
+    applicant: &Applicant,
+    ask: impl Fn(Bundle) -> RequestBody,
+) -> Result<DeviceCertificate, Ended> {
+    let request = ask(applicant.bundle.clone());
     let challenge = match run.line.ask(request).await? {
         ReplyBody::Challenge(challenge) => challenge,
         other => return Err(Ended::out_of_turn("challenge", other)),
@@ -36,8 +43,10 @@ async fn certify(run: &Run, applicant: &Applicant) -> Result<DeviceCertificate, 
         ReplyBody::Certificate(reply) => reply,
         other => return Err(Ended::out_of_turn("certificate", other)),
     };
+    granted::pin(run, reply.new_root).await;
     let certificate = applicant.verify(run, &reply.chain, reply.renew_at).await?;
     run.desk().progress(Step::CertificateReceived(certificate.serial.clone()));
+    run.keep_configuration(reply.configuration, &certificate).await;
     Ok(certificate)
 }
 

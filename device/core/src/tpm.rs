@@ -32,6 +32,19 @@ pub enum TpmOperation {
         /// The persistent handle.
         handle: u32,
     },
+    /// Find a free persistent handle, from this one on. Answer: [`TpmAnswer::FreeHandle`].
+    FreeHandle {
+        /// The first handle that may be taken.
+        first: u32,
+    },
+    /// Remove a key of this device from a persistent handle. Nothing happens if another key, or
+    /// none, is there. Answer: [`TpmAnswer::Removed`].
+    RemoveKey {
+        /// The persistent handle.
+        handle: u32,
+        /// The TPMT_PUBLIC of the key.
+        public: Vec<u8>,
+    },
     /// Sign a certificate request (RFC 2986, DER) with the IK. Answer:
     /// [`TpmAnswer::CertificateRequest`].
     SignRequest {
@@ -104,6 +117,10 @@ pub enum TpmAnswer {
     EndorsementKey(Option<EndorsementKey>),
     /// The IK.
     IdentityKey(Option<KeyPublic>),
+    /// A persistent handle that is free.
+    FreeHandle(u32),
+    /// The key is no longer there.
+    Removed,
     /// A certificate request (RFC 2986, DER), signed.
     CertificateRequest(Vec<u8>),
     /// A signature: of ECDSA in DER (RFC 3279 §2.2.3), of RSA as the TPM gives it.

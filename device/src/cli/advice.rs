@@ -172,7 +172,8 @@ fn of_setting(setting: &Setting) -> String {
              built-in one, check its access list."
         }
         Setting::CaRoot => {
-            "give the root.pem of the CA that runs this broker (--ca-root), or correct --broker."
+            "give the root.pem of the CA that runs this broker (--ca-root), which has a new root if this \
+             device did not renew for long; or correct --broker."
         }
         Setting::BrokerName => {
             "use a name that the certificate has (--broker), or have the operator make a \

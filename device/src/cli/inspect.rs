@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::device::{DeviceArgs, TpmArgs, open, options};
 use super::print::{print_json, print_line};
-use super::status::{json_of_status, print_status};
+use super::status::{json_of_status, print_revision, print_status, revision};
 
 pub(super) const INSPECT_EXAMPLES: &str = "Examples:
   assay-device inspect --ca-root root.pem --state /var/lib/assay-device
@@ -43,20 +43,24 @@ pub(super) struct CleanupArgs {
 }
 
 pub(super) fn inspect(args: InspectArgs) -> Result<(), Error> {
-    let Inspection { status, issuer, attested_by, usable } = open(args.device)?.inspect()?;
+    let state = args.device.state.clone();
+    let Inspection { status, issuer, attested_by, pinned_roots, usable } =
+        open(args.device)?.inspect()?;
     let attested_by = attested_by.map(|by| match by {
         AttestedBy::Vendor => "vendor",
         AttestedBy::Operator => "operator",
     });
     if args.json {
-        let mut json = json_of_status(&status);
+        let mut json = json_of_status(&status, revision(&state)?);
         json["issuer"] = json!(issuer);
         json["attested_by"] = json!(attested_by);
+        json["pinned_roots"] = json!(pinned_roots);
         json["usable"] = json!(usable.is_ok());
         json["signature_ms"] = json!(usable.as_ref().ok().map(|took| took.as_millis() as u64));
         print_json(&json)?;
     } else {
         print_status(&status)?;
+        print_revision(&state)?;
         if let Some(issuer) = issuer {
             print_line(&format!("issuer        {issuer}"))?;
         }
@@ -64,6 +68,9 @@ pub(super) fn inspect(args: InspectArgs) -> Result<(), Error> {
             Some("vendor") => print_line("attestation   the EK certificate, by a trusted vendor")?,
             Some(_) => print_line("attestation   the EK, which an operator enrolled")?,
             None => {}
+        }
+        for root in pinned_roots {
+            print_line(&format!("new root      {root}, pinned"))?;
         }
         if let Ok(took) = usable {
             print_line(&format!("usable        yes; the TPM took {} ms", took.as_millis()))?;

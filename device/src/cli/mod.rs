@@ -47,6 +47,10 @@ enum Command {
     /// itself when it is due.
     #[command(after_help = provision::RENEW_EXAMPLE)]
     Renew(provision::RenewArgs),
+    /// Has the TPM make another identity key, and gets a certificate for it. The certificate in use
+    /// stays good until the new one is adopted; then the old key is removed from the TPM.
+    #[command(after_help = provision::REKEY_EXAMPLES)]
+    Rekey(provision::RekeyArgs),
     /// Stays: gets a certificate or key, keeps it good, holds a connection to the operational
     /// listener, and says there whether the device is online, on the topic presence.
     #[command(after_help = run::RUN_EXAMPLES)]
@@ -61,6 +65,13 @@ enum Command {
         /// Print one JSON object on stdout.
         #[arg(long)]
         json: bool,
+    },
+    /// Prints the document that the operator attached to this device: JSON or CBOR.
+    #[command(after_help = status::CONFIGURATION_EXAMPLE)]
+    Configuration {
+        /// The state directory.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
     },
     /// Shows what the device has, verified and asked of the TPM: certificate, key, how the CA
     /// trusted the TPM, and when the certificate is renewed.
@@ -133,8 +144,10 @@ impl Cli {
         match self.command {
             Command::Provision(args) => provision::provision(args),
             Command::Renew(args) => provision::renew(args),
+            Command::Rekey(args) => provision::rekey(args),
             Command::Run(args) => run::run(*args),
             Command::Status { state, json } => status::status(&state, json),
+            Command::Configuration { state } => status::print_configuration(&state),
             Command::Inspect(args) => inspect::inspect(args),
             Command::Cleanup(args) => inspect::cleanup(args),
             Command::Publish { broker, device, topic, message } => {

@@ -23,6 +23,14 @@ pub(super) fn print_json(json: &Value) -> Result<(), Error> {
     print_line(&printable_json(&json.to_string()))
 }
 
+/// Prints bytes as they are.
+pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), Error> {
+    match io::stdout().write_all(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit(128 + 13),
+        outcome => outcome.map_err(|error| Error::Internal(format!("stdout: {error}"))),
+    }
+}
+
 /// Like `println!`. But if the reader closes the pipe, as `head` does, the process ends silently,
 /// as if by SIGPIPE.
 pub(super) fn print_line(line: &str) -> Result<(), Error> {

@@ -101,6 +101,15 @@ pub(super) struct RenewArgs {
     json: bool,
 }
 
+#[derive(Args)]
+pub(super) struct RekeyArgs {
+    #[command(flatten)]
+    renewal: RenewArgs,
+    /// The kind of the new identity key: p-256, p-384 or rsa-2048. [default: the kind in use]
+    #[arg(long, value_name = "KIND")]
+    ik: Option<IkKind>,
+}
+
 pub(super) const PROVISION_EXAMPLES: &str = "Examples:
   assay-device provision --broker mqtts://ca.example.com:8883 \\
       --ca-root root.pem --state /var/lib/assay-device
@@ -115,6 +124,32 @@ pub(super) const PROVISION_EXAMPLES: &str = "Examples:
 pub(super) const RENEW_EXAMPLE: &str = "Example:
   assay-device renew --broker mqtts://ca.example.com:8883 \\
       --ca-root root.pem --state /var/lib/assay-device";
+
+pub(super) const REKEY_EXAMPLES: &str = "Examples:
+  assay-device rekey --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay-device
+  assay-device rekey --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay-device --ik p-384";
+
+impl RenewArgs {
+    fn request(self, ik: Option<IkKind>) -> Result<(ProvisionRequest, DeviceArgs, bool), Error> {
+        let request = ProvisionRequest {
+            broker: self.broker,
+            scope: self.scope,
+            flow: None,
+            ek: None,
+            ek_certificates: read_all(&self.ek_certificate)?,
+            ik,
+            ik_handle: None,
+            parent: None,
+            hmac_handle: None,
+            device_id: None,
+            again: false,
+            deadline: Duration::from_secs(self.deadline),
+        };
+        Ok((request, self.device, self.json))
+    }
+}
 
 impl RequestArgs {
     pub(super) fn request(&self, again: bool, deadline: u64) -> Result<ProvisionRequest, Error> {
@@ -143,23 +178,15 @@ pub(super) fn provision(args: ProvisionArgs) -> Result<(), Error> {
 }
 
 pub(super) fn renew(args: RenewArgs) -> Result<(), Error> {
-    let request = ProvisionRequest {
-        broker: args.broker,
-        scope: args.scope,
-        flow: None,
-        ek: None,
-        ek_certificates: read_all(&args.ek_certificate)?,
-        ik: None,
-        ik_handle: None,
-        parent: None,
-        hmac_handle: None,
-        device_id: None,
-        again: false,
-        deadline: Duration::from_secs(args.deadline),
-    };
-    let device = open(args.device)?;
-    let provisioned = device.renew(&request, &mut show_step)?;
-    print_provisioned(&provisioned, args.json)
+    let (request, device, json) = args.request(None)?;
+    let provisioned = open(device)?.renew(&request, &mut show_step)?;
+    print_provisioned(&provisioned, json)
+}
+
+pub(super) fn rekey(args: RekeyArgs) -> Result<(), Error> {
+    let (request, device, json) = args.renewal.request(args.ik)?;
+    let provisioned = open(device)?.rekey(&request, &mut show_step)?;
+    print_provisioned(&provisioned, json)
 }
 
 fn read_all(files: &[PathBuf]) -> Result<Vec<CertificateDer<'static>>, Error> {
@@ -175,6 +202,7 @@ fn print_provisioned(provisioned: &Provisioned, json: bool) -> Result<(), Error>
     let renewal = match provisioned.renewal {
         None => "",
         Some(RenewalOutcome::Renewed) => ", with a renewed certificate",
+        Some(RenewalOutcome::Rekeyed) => ", with a certificate for another key",
         Some(RenewalOutcome::NotDue) => "; the certificate is not due for renewal",
         Some(RenewalOutcome::Postponed) => "; the certificate is still to be renewed",
     };
@@ -211,6 +239,7 @@ fn json_of(provisioned: &Provisioned) -> Value {
             json["renew_at"] = json!(rfc3339(certificate.renew_at));
             json["renewal"] = json!(provisioned.renewal.map(|renewal| match renewal {
                 RenewalOutcome::Renewed => "renewed",
+                RenewalOutcome::Rekeyed => "rekeyed",
                 RenewalOutcome::NotDue => "not-due",
                 RenewalOutcome::Postponed => "postponed",
             }));

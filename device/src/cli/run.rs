@@ -24,6 +24,18 @@ pub(super) struct RunArgs {
     /// minute.
     #[arg(long, value_name = "COMMAND", default_value = "", hide_default_value = true)]
     on_renewed: String,
+    /// A program to run for each message that an operator or a backend publishes on
+    /// device/v1/SCOPE/DEVICE/command or below. COMMAND and its environment are as for
+    /// --on-renewed. The message is on its standard input, and ASSAY_COMMAND is the topic below
+    /// command/. One runs at a time, and 16 more may wait.
+    #[arg(long, value_name = "COMMAND", default_value = "", hide_default_value = true)]
+    on_command: String,
+    /// A program to run whenever the device has a new configuration. COMMAND and its environment
+    /// are as for --on-renewed. The document is on its standard input, nothing if the operator
+    /// removed it, and ASSAY_REVISION is its revision. If it does not end with exit code 0, the
+    /// next start runs it again.
+    #[arg(long, value_name = "COMMAND", default_value = "", hide_default_value = true)]
+    on_configuration: String,
 }
 
 pub(super) const RUN_EXAMPLES: &str = "Examples:
@@ -32,22 +44,30 @@ pub(super) const RUN_EXAMPLES: &str = "Examples:
   assay-device run --broker mqtts://ca.example.com:8883 \\
       --operational mqtts://mqtt.example.com:8884 \\
       --ca-root root.pem --state /var/lib/assay-device \\
-      --on-renewed '/usr/local/bin/new-certificate --quiet'
+      --on-renewed '/usr/local/bin/new-certificate --quiet' \\
+      --on-command /usr/local/bin/command --on-configuration /usr/local/bin/configure
 
 It ends on SIGTERM and SIGINT with exit code 0. Otherwise it ends only if its options are wrong (2),
 if its state directory cannot be used when it starts (6), or if the TPM does not come back from a
 command (5). To every other trouble it has an answer: it waits, for 15 minutes at most.";
 
 pub(super) fn run(args: RunArgs) -> Result<(), Error> {
-    let RunArgs { request, operational, on_renewed } = args;
+    let RunArgs { request, operational, on_renewed, on_command, on_configuration } = args;
     let state: PathBuf = request.device.state.clone();
     let options = ResidentOptions {
         operational: operational.unwrap_or_else(|| request.broker.beside_operational()),
-        on_renewed: on_renewed.split_whitespace().map(str::to_owned).collect(),
+        on_renewed: words(&on_renewed),
+        on_command: words(&on_command),
+        on_configuration: words(&on_configuration),
         request: request.request(false, PATIENCE)?,
         state,
     };
     run_resident(&|| open(request.device.clone()), &options, &mut print_change)
+}
+
+/// A program and its arguments. There are no quotes.
+fn words(command: &str) -> Vec<String> {
+    command.split_whitespace().map(str::to_owned).collect()
 }
 
 /// One line: whoever reads logs counts lines.

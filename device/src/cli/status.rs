@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use assay_device::{CredentialStatus, Error, KeyStatus, OwnKey, Status, Validity};
+use assay_device::{CredentialStatus, Error, KeyStatus, OwnKey, Status, Validity, configuration};
 use serde_json::{Value, json};
 
-use super::print::{hexadecimal, print_json, print_line};
+use super::print::{hexadecimal, print_bytes, print_json, print_line};
 
 pub(super) const STATUS_EXAMPLE: &str = "Examples:
   assay-device status --state /var/lib/assay-device --json
@@ -15,15 +15,21 @@ pub(super) const STATUS_EXAMPLE: &str = "Examples:
 Exit codes: 0 the device can sign in; 3 the clock is wrong; 6 the state is broken;
 8 no state, or nothing granted yet; 9 the certificate has expired.";
 
+pub(super) const CONFIGURATION_EXAMPLE: &str = "Example:
+  assay-device configuration --state /var/lib/assay-device | jq .interval
+
+Exit codes: 0 printed; 6 the state is broken; 8 there is none, or the operator removed it.";
+
 pub(super) fn status(state: &Path, json: bool) -> Result<(), Error> {
     let Some(status) = Status::read(state)? else {
         print_line(if json { r#"{"state":"no-state"}"# } else { "no state" })?;
         return Err(Error::NotProvisioned(format!("no state in {}", state.display())));
     };
     if json {
-        print_json(&json_of_status(&status))?;
+        print_json(&json_of_status(&status, revision(state)?))?;
     } else {
         print_status(&status)?;
+        print_revision(state)?;
     }
     status.usable().map(drop)
 }
@@ -82,8 +88,30 @@ pub(super) fn print_status(status: &Status) -> Result<(), Error> {
     }
 }
 
-pub(super) fn json_of_status(status: &Status) -> Value {
+/// The revision of the configuration, if the device has one.
+pub(super) fn revision(state: &Path) -> Result<Option<u64>, Error> {
+    Ok(configuration(state)?.map(|configuration| configuration.revision))
+}
+
+pub(super) fn print_revision(state: &Path) -> Result<(), Error> {
+    match revision(state)? {
+        Some(revision) => print_line(&format!("configuration {revision}")),
+        None => Ok(()),
+    }
+}
+
+/// Prints the document alone.
+pub(super) fn print_configuration(state: &Path) -> Result<(), Error> {
+    let found = configuration(state)?.and_then(|configuration| configuration.document);
+    let Some(document) = found else {
+        return Err(Error::NotProvisioned(format!("no configuration in {}", state.display())));
+    };
+    print_bytes(&document)
+}
+
+pub(super) fn json_of_status(status: &Status, revision: Option<u64>) -> Value {
     let mut json = json_of_keys(&status.keys);
+    json["configuration"] = json!(revision);
     let (mut device_id, mut serial, mut not_before, mut not_after) = Default::default();
     let (mut renew_at, mut file, mut confirmed) = Default::default();
     let (mut days_left, mut renewal_due) = Default::default();

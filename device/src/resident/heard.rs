@@ -1,7 +1,13 @@
 //! What the resident agent hears from what it began.
 
-use assay_mqtt::rumqttc::v5::mqttbytes::v5::PubAckReason;
+use std::process::ExitStatus;
 
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{PubAckReason, SubscribeReasonCode};
+use assay_wire::DeviceId;
+
+use super::plan::News;
+use super::program::NotRun;
+use super::programs::Occasion;
 use crate::device::Provisioned;
 use crate::error::Error;
 use crate::trouble::Trouble;
@@ -17,8 +23,17 @@ pub(super) enum Heard {
     Over(u64, Trouble),
     /// The conversation goes on, but an attempt failed for this reason.
     Retrying(String),
+    /// The CA sent a configuration that the device does not take.
+    ConfigurationRefused(String),
     /// The conversation has ended.
     JobEnded(Box<Result<Provisioned, Error>>),
-    /// The program that hears of new certificates has ended.
-    HookEnded(Result<(), String>),
+    /// The broker does not grant a subscription to this filter, for this reason. The connection
+    /// stays.
+    NotSubscribed(u64, String, SubscribeReasonCode),
+    /// The broker says which configurations are new, on the connection of this number.
+    News(u64, News),
+    /// Somebody published this on a command topic of the device.
+    Command(DeviceId, Occasion),
+    /// A program has ended.
+    ProgramEnded(Occasion, Result<ExitStatus, NotRun>),
 }

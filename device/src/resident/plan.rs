@@ -67,8 +67,21 @@ pub(super) enum Event {
     NotConnected(Obstacle),
     /// The connection that was there has ended.
     Lost,
+    /// The broker says which configurations are new.
+    News(News),
     /// A conversation with the CA has ended. The state directory says this now.
     JobEnded(Result<(), Obstacle>, Stored),
+}
+
+/// Which configurations are new, as far as it matters to this device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    /// The newest revision that may concern this device.
+    pub(super) concerns: u64,
+    /// The newest revision of all.
+    pub(super) newest: u64,
+    /// How long devices should spread their requests over.
+    pub(super) spread: Duration,
 }
 
 /// Why something failed, as far as it matters to what comes next.
@@ -116,10 +129,26 @@ pub(super) struct Plan {
     /// No conversation with the CA before this time.
     job_after: Duration,
     job_delays: Delays,
+    configuration: Configuration,
     last: Now,
     /// When delays were last cut short because of a [`Notice`].
     hurried: Option<Duration>,
     random: fn() -> u32,
+}
+
+/// What the device knows of configurations. Revisions only grow.
+#[derive(Debug, Default)]
+struct Configuration {
+    /// The device has what concerns it up to this revision.
+    known: u64,
+    /// The newest revision that may concern it, and the newest of all, by the last news.
+    concerns: u64,
+    newest: u64,
+    /// The newest of all when the CA was asked last, and when that was.
+    newest_asked: u64,
+    asked: Option<Duration>,
+    /// When to ask the CA, if it has to be asked.
+    ask_at: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,10 +216,16 @@ impl Plan {
             job: None,
             job_after: now.boot,
             job_delays: Delays::new(),
+            configuration: Configuration::default(),
             last: now,
             hurried: None,
             random,
         }
+    }
+
+    /// The device has the configuration of this revision.
+    pub(super) fn has_configuration(&mut self, revision: u64) {
+        self.configuration.known = self.configuration.known.max(revision);
     }
 
     /// Whether the device can sign in, as far as it knows.
@@ -249,6 +284,8 @@ impl Plan {
             && let Some(job) = self.due(now)
         {
             self.job = Some(job);
+            self.configuration.newest_asked = self.configuration.newest;
+            self.configuration.asked = Some(now.boot);
             return Some(Action::Start(job));
         }
         if self.link.good_until.is_some_and(|end| now.boot >= end) {
@@ -278,6 +315,9 @@ impl Plan {
             } else if let Stored::Certificate { not_before, renew_at, .. } = self.stored {
                 at(self.stored_since + Duration::from_secs(renew_at.saturating_sub(not_before)));
                 wake.wall = Some(renew_at);
+                if let Some(ask_at) = self.configuration.ask_at {
+                    at(ask_at);
+                }
             }
         }
         wake
@@ -296,7 +336,11 @@ impl Plan {
                 let held = now.boot.saturating_sub(self.stored_since).as_secs();
                 if now.wall > *not_after || !is_finished {
                     Some(Job::Provision)
-                } else if now.wall >= *renew_at || held >= renew_at.saturating_sub(*not_before) {
+                } else if now.wall >= *renew_at
+                    || held >= renew_at.saturating_sub(*not_before)
+                    // The CA answers with the certificate that is there, and with what is new.
+                    || self.configuration.ask_at.is_some_and(|ask_at| now.boot >= ask_at)
+                {
                     Some(Job::Renew)
                 } else {
                     None
@@ -347,8 +391,30 @@ impl Plan {
                 }
                 link.after = now.boot + link.delays.after(Obstacle::Passing, random);
             }
+            Event::News(news) => self.hear_news(now, news, random),
             Event::JobEnded(outcome, stored) => self.job_ended(now, outcome, stored, random),
         }
+    }
+
+    /// Nobody signed the news: whoever can write to the broker can have the device ask, so it asks
+    /// seldom.
+    fn hear_news(&mut self, now: Now, news: News, random: u32) {
+        let News { concerns, newest, spread } = news;
+        let configuration = &mut self.configuration;
+        if newest < configuration.known {
+            // Some of it was not true.
+            configuration.known = 0;
+        }
+        (configuration.concerns, configuration.newest) = (concerns, newest);
+        if concerns <= configuration.known {
+            configuration.known = newest;
+            configuration.ask_at = None;
+            return;
+        }
+        let soon = now.boot + part(spread.clamp(SHORTEST_SPREAD, LONGEST_SPREAD), random);
+        let earliest = configuration.asked.map_or(Duration::ZERO, |asked| asked + BETWEEN_ASKING);
+        let at = soon.max(earliest);
+        configuration.ask_at = Some(configuration.ask_at.map_or(at, |before| before.min(at)));
     }
 
     fn job_ended(&mut self, now: Now, outcome: Result<(), Obstacle>, stored: Stored, random: u32) {
@@ -356,6 +422,16 @@ impl Plan {
         let is_another = self.is_another(&stored);
         if is_another || (ended == Some(Job::Renew) && outcome.is_ok()) {
             self.stored_since = now.boot;
+        }
+        if ended == Some(Job::Renew) && outcome.is_ok() {
+            let configuration = &mut self.configuration;
+            configuration.known = configuration.known.max(configuration.newest_asked);
+            // Perhaps something more has changed since.
+            if configuration.concerns <= configuration.known {
+                configuration.ask_at = None;
+            } else {
+                configuration.ask_at = Some(now.boot + BETWEEN_ASKING);
+            }
         }
         self.stored = stored;
         self.has_changed = is_another && outcome.is_err();
@@ -422,10 +498,16 @@ const LONGEST_LASTING: Duration = Duration::from_mins(15);
 /// The longest time that the CA may ask for: that of a quota. Whoever is on the way can write any
 /// time into an answer, and a device must not stay away because of it.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(24);
+/// Even if the CA knows of few devices, those that hear at once should not ask at once.
+const SHORTEST_SPREAD: Duration = Duration::from_secs(1);
+/// Nobody signed the time that the news say. In an hour, a CA answers millions of devices.
+const LONGEST_SPREAD: Duration = Duration::from_hours(1);
+/// At least this long from one request to the next that only news cause.
+const BETWEEN_ASKING: Duration = Duration::from_secs(10);
 /// A connection that lasted for so long was a good one. Two devices that share an identity cut each
 /// other off: their delays have to grow.
 const STABLE: Duration = Duration::from_secs(60);
-/// A broker gives up a client that is silent for one and a half keep-alives, and ours are 60 s.
+/// A broker gives up a client that is silent for one and a half keep-alives, and ours are 60 s or more.
 const LONG_SLEEP: Duration = Duration::from_secs(60);
 /// Seconds by which the machine's clock has to leave the clock of delays, so that somebody has set
 /// it. NTP lets both run faster or slower together, as long as it does not set the clock.

@@ -6,22 +6,31 @@ use std::time::Duration;
 use assay_mqtt::BrokerUrl;
 use assay_mqtt::rumqttc::Outgoing;
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
-use assay_mqtt::rumqttc::v5::mqttbytes::v5::{LastWill, Packet, PubAckReason};
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{
+    Filter, LastWill, Packet, PubAckReason, Publish, RetainForwardRule, SubAck, SubscribeReasonCode,
+};
 use assay_mqtt::rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, StateError};
-use assay_wire::Topic;
+use assay_wire::{COMMAND, ClientId, ConfigurationNews, DeviceId, Topic};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::heard::Heard;
+use super::plan::News;
+use super::programs::Occasion;
 use crate::credentials::SignIn;
 use crate::dial::dial;
+use crate::link::Heard as Line;
+use crate::operational_line::{Exchange, OperationalLine};
 use crate::trouble::{Purpose, Trouble};
 
 /// A connection, or one that is on its way. When it is dropped, it breaks off, and the broker
 /// publishes the device's Will.
 pub(super) struct Session {
     pub(super) number: u64,
+    client: AsyncClient,
+    request_topic: String,
+    exchange: Exchange,
     leave: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -32,16 +41,36 @@ impl Session {
         number: u64,
         broker: &BrokerUrl,
         sign_in: SignIn,
+        takes_commands: bool,
         reports: mpsc::Sender<Heard>,
     ) -> Self {
         let SignIn { scope, device_id, tls, password, .. } = sign_in;
+        // Whoever signs in by a token has no certificate that a configuration could come with.
+        let news = password.is_none().then(|| Topic::Configuration(scope.clone()).to_string());
         let (client, mut events) =
             dial(broker, &Arc::new(tls), &device_id.clone().into(), password);
-        let presence = Topic::Device(scope, device_id, PRESENCE.into()).to_string();
+        let own = |below: &str| Topic::Device(scope.clone(), device_id.clone(), below.into());
+        let presence = own(PRESENCE).to_string();
+        let request_topic = Topic::Request(scope.clone(), ClientId::from(&device_id)).to_string();
+        let replies = Topic::Reply(scope.clone(), ClientId::from(&device_id)).to_string();
+        let exchange = Exchange::default();
+        let commands = takes_commands.then(|| own(COMMAND).to_string());
         let will = LastWill::new(presence.clone(), OFFLINE, QoS::AtLeastOnce, true, None);
         events.options.set_last_will(will).set_keep_alive(KEEP_ALIVE);
         let (leave, told_to_leave) = oneshot::channel();
-        let holder = Holder { number, broker: broker.clone(), client, presence, reports };
+        let broker = broker.clone();
+        let holder = Holder {
+            number,
+            broker,
+            client: client.clone(),
+            presence,
+            commands,
+            news,
+            replies,
+            exchange: exchange.clone(),
+            device_id,
+            reports,
+        };
         let task = tokio::spawn(async move {
             let mut is_up = false;
             tokio::select! {
@@ -52,7 +81,12 @@ impl Session {
                 holder.leave(events).await;
             }
         });
-        Self { number, leave: Some(leave), task }
+        Self { number, client, request_topic, exchange, leave: Some(leave), task }
+    }
+
+    /// A way to the CA over this connection, which must be there.
+    pub(super) fn line(&self) -> OperationalLine {
+        OperationalLine::open(self.client.clone(), self.request_topic.clone(), &self.exchange)
     }
 
     /// Says that the device is offline, and disconnects. Takes a few seconds at most.
@@ -67,6 +101,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.task.abort();
+        self.exchange.end();
     }
 }
 
@@ -76,6 +111,14 @@ struct Holder {
     broker: BrokerUrl,
     client: AsyncClient,
     presence: String,
+    /// The topic of commands, if the device takes any.
+    commands: Option<String>,
+    /// The topic that says which configurations are new, if the device can have one.
+    news: Option<String>,
+    /// The topic of the CA's replies.
+    replies: String,
+    exchange: Exchange,
+    device_id: DeviceId,
     reports: mpsc::Sender<Heard>,
 }
 
@@ -87,14 +130,31 @@ impl Holder {
                 Ok(Event::Incoming(Packet::ConnAck(_))) => {
                     *is_up = true;
                     self.publish(ONLINE);
+                    self.subscribe();
                     Heard::Up(self.number)
                 }
+                Ok(Event::Incoming(Packet::SubAck(ack))) => match self.not_granted(ack) {
+                    Some(heard) => heard,
+                    None => continue,
+                },
+                Ok(Event::Incoming(Packet::Publish(publish))) => match self.heard(publish) {
+                    Some(heard) => heard,
+                    None => continue,
+                },
                 Ok(Event::Incoming(Packet::PubAck(ack))) => match ack.reason {
-                    PubAckReason::Success | PubAckReason::NoMatchingSubscribers => continue,
+                    PubAckReason::Success => continue,
+                    // A request: the presence was published when there was none.
+                    reason if self.exchange.is_open() => {
+                        let text = format!("{} does not pass it on: {reason:?}", self.broker);
+                        _ = self.exchange.tell(Line::Lost(Trouble::Passing(text)));
+                        continue;
+                    }
+                    PubAckReason::NoMatchingSubscribers => continue,
                     reason => Heard::NoPresence(self.number, reason),
                 },
                 Ok(_) => continue,
                 Err(error) => {
+                    self.exchange.end();
                     let trouble = self.trouble(&error);
                     let was_up = std::mem::take(is_up);
                     let trouble = if was_up { trouble.in_conversation() } else { trouble };
@@ -119,6 +179,61 @@ impl Holder {
             error => return Trouble::of(error, broker, Purpose::Operation),
         };
         Trouble::Passing(reason)
+    }
+
+    /// There is always room for one request.
+    fn subscribe(&self) {
+        let filters = self.filters();
+        if !filters.is_empty() {
+            _ = self.client.try_subscribe_many(filters);
+        }
+    }
+
+    fn filters(&self) -> Vec<Filter> {
+        // With all levels below. What a broker retains is not a command of now: it would be run at
+        // every connection.
+        let commands = self.commands.iter().map(|topic| Filter {
+            retain_forward_rule: RetainForwardRule::Never,
+            ..Filter::new(format!("{topic}/#"), QoS::AtLeastOnce)
+        });
+        let news = self.news.iter().map(|topic| Filter::new(topic.clone(), QoS::AtLeastOnce));
+        let replies = news.clone().map(|_| Filter::new(self.replies.clone(), QoS::AtLeastOnce));
+        commands.chain(news).chain(replies).collect()
+    }
+
+    /// The first filter that the broker does not grant. Its codes are in the order of the filters
+    /// (MQTT 5.0, 3.9.3).
+    fn not_granted(&self, ack: SubAck) -> Option<Heard> {
+        let mut answers = self.filters().into_iter().zip(ack.return_codes);
+        let (filter, code) =
+            answers.find(|(_, code)| !matches!(code, SubscribeReasonCode::Success(_)))?;
+        Some(Heard::NotSubscribed(self.number, filter.path, code))
+    }
+
+    fn heard(&self, publish: Publish) -> Option<Heard> {
+        if self.news.as_ref().is_some_and(|topic| publish.topic == topic.as_bytes()) {
+            let news = ConfigurationNews::decode(&publish.payload).ok()?;
+            let news = News {
+                concerns: news.newest_for(&self.device_id),
+                newest: news.newest(),
+                spread: Duration::from_secs(news.spread.into()),
+            };
+            return Some(Heard::News(self.number, news));
+        }
+        if publish.topic == self.replies.as_bytes() {
+            // A reply that comes too late answers nobody.
+            _ = self.exchange.tell(Line::Reply(publish.payload.into()));
+            return None;
+        }
+        self.command(publish)
+    }
+
+    fn command(&self, publish: Publish) -> Option<Heard> {
+        let topic = str::from_utf8(&publish.topic).ok()?;
+        let below = topic.strip_prefix(self.commands.as_ref()?)?;
+        let name = if below.is_empty() { below } else { below.strip_prefix('/')? };
+        let occasion = Occasion::Command { name: name.into(), payload: publish.payload.into() };
+        (!publish.retain).then(|| Heard::Command(self.device_id.clone(), occasion))
     }
 
     /// Queues a message for the presence topic. There is always room for one.

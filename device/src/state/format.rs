@@ -47,6 +47,7 @@ enum Grant {
 enum Attempt {
     Identity(#[serde(with = "IdentityRecord")] core::IdentityRecord),
     Hmac(#[serde(with = "HmacRecord")] core::HmacRecord),
+    Rekey(#[serde(with = "IdentityRecord")] core::IdentityRecord),
     Unconfirmed(#[serde(with = "CertificateGrant")] core::CertificateGrant),
     Renewed(#[serde(with = "CertificateGrant")] core::CertificateGrant),
 }

@@ -118,7 +118,8 @@ pub enum TpmError {
         /// What is wrong with the response.
         reason: String,
     },
-    /// Anything else. [`Tpm2`](super::Tpm2) does not use it; it is for other implementations.
+    /// Anything else. [`Tpm2`](super::Tpm2) does not use it; it is for other implementations, and
+    /// for a TPM without a free handle.
     #[error("{operation}: {reason}")]
     Other {
         /// What was being done.

@@ -34,9 +34,10 @@ use upstream::{Away, Opened, Upstream};
 use waiting::Waiting;
 
 use crate::clock::Clock;
-use crate::device::{DeviceOptions, root_store};
+use crate::device::DeviceOptions;
 use crate::dial::refuse_plain;
 use crate::error::Error;
+use crate::roots;
 use crate::runtime::runtime;
 use crate::tpm::{HierarchyPasswords, Tpm2, TpmThread};
 
@@ -72,7 +73,8 @@ pub fn tunnel(
     // To sign and to make tokens, the TPM needs no password.
     let tpm = Tpm2::new(device.tcti, HierarchyPasswords::default());
     let tpm = TpmThread::start(tpm, device.tpm_timeout);
-    let roots = root_store(device.ca_roots)?;
+    // Says at once if one cannot be used.
+    _ = roots::trusted(&device.ca_roots, &device.state)?;
     let runtime = runtime()?;
     let served = runtime.block_on(async {
         let unusable =
@@ -81,7 +83,7 @@ pub fn tunnel(
         let address = listener.address().map_err(unusable)?;
         tell(&format!("listening on {address} for {broker}"));
         let tunnel = Arc::new(Tunnel {
-            upstream: Upstream::new(broker, tpm, device.state, roots, clock).into(),
+            upstream: Upstream::new(broker, tpm, device.state, device.ca_roots, clock).into(),
             waiting: Waiting::default(),
             places: Semaphore::new(LOCAL_CLIENTS),
             told: Mutex::default(),

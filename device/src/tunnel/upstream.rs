@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use assay_mqtt::BrokerUrl;
 use assay_wire::DeviceId;
-use rustls::RootCertStore;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -30,7 +29,8 @@ pub(super) struct Upstream {
     pub(super) broker: BrokerUrl,
     pub(super) tpm: TpmThread,
     pub(super) state: PathBuf,
-    pub(super) roots: RootCertStore,
+    /// Those that the device was given.
+    pub(super) roots: Vec<CertificateDer<'static>>,
     pub(super) clock: Clock,
     turn: Arc<Semaphore>,
 }
@@ -53,7 +53,7 @@ impl Upstream {
         broker: BrokerUrl,
         tpm: TpmThread,
         state: PathBuf,
-        roots: RootCertStore,
+        roots: Vec<CertificateDer<'static>>,
         clock: Clock,
     ) -> Self {
         Self { broker, tpm, state, roots, clock, turn: Semaphore::new(1).into() }

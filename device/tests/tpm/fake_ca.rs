@@ -80,6 +80,7 @@ impl FakeCa {
             RequestBody::Ping => "ping",
             RequestBody::Renew(_) => "renew",
             RequestBody::Adopt(_) => "adopt",
+            RequestBody::Rekey(_) => "rekey",
         };
         self.heard.lock().unwrap().requests.drain(..).map(kind).collect()
     }

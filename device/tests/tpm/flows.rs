@@ -678,6 +678,7 @@ impl Lab {
             ticket: TICKET.into(),
             receipt_sha256: sha256(&RECEIPT),
             renew_at: None,
+            configuration: None,
         }
         .encode();
         let beside =

@@ -195,6 +195,32 @@ fn certificate_that_is_not_due_is_renewed_only_if_the_ca_agrees() -> Result<()> 
     Ok(())
 }
 
+#[test]
+fn a_configuration_that_is_not_taken_costs_no_certificate() -> Result<()> {
+    let lab = Lab::new(IkKind::P256)?;
+    let renewed = lab.renewed()?;
+    let ca = FakeCa::start({
+        let renewed = renewed.clone();
+        move |request| match request {
+            RequestBody::Renew(_) => {
+                let ReplyBody::Certificate(reply) = certificate(&renewed) else { panic!() };
+                let configuration = Some(b"no COSE".to_vec().try_into().unwrap());
+                Some(ReplyBody::Certificate(CertificateReply { configuration, ..reply }))
+            }
+            RequestBody::Adopt(_) => Some(ReplyBody::Adopted),
+            _ => None,
+        }
+    });
+    let mut steps = Vec::new();
+    let provisioned =
+        lab.device()?.provision(&lab.request(&ca), &mut |step, _| steps.push(step.to_owned()))?;
+    assert_eq!(provisioned.renewal, Some(RenewalOutcome::Renewed));
+    let told = |step: &String| step.starts_with("the configuration is not taken: unreadable");
+    assert_eq!(steps.iter().filter(|step| told(step)).count(), 1, "{steps:?}");
+    assert_eq!(assay_device::configuration(lab.state.path())?, None);
+    Ok(())
+}
+
 const ALGORITHMS: [(IkKind, &dyn VerificationAlgorithm); 3] = [
     (IkKind::P256, &ECDSA_P256_SHA256_ASN1),
     (IkKind::P384, &ECDSA_P384_SHA384_ASN1),
@@ -273,7 +299,8 @@ fn certificate(der: &[u8]) -> ReplyBody {
 
 fn certificate_with(der: &[u8], renew_at: Option<u64>) -> ReplyBody {
     let chain = vec![der.to_vec().try_into().unwrap()].try_into().unwrap();
-    ReplyBody::Certificate(CertificateReply { chain, renew_at })
+    let reply = CertificateReply { chain, renew_at, configuration: None, new_root: None };
+    ReplyBody::Certificate(reply)
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

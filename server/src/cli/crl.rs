@@ -8,18 +8,22 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use assay_server::directory::Directory;
 use assay_server::operations::revocation_lists;
+use assay_server::pem_of;
+use assay_wire::KeyId;
 use clap::Args;
-use pem::{EncodeConfig, LineEnding, Pem};
 use time::OffsetDateTime;
 
 use super::table;
 
 #[derive(Args)]
 pub(crate) struct Crl {
-    /// Write PEM instead of DER: the list of devices and, after it, that of identities.
-    /// DER holds one list, which is that of devices
+    /// Write PEM instead of DER: the list of devices by each issuing CA and, after them, that of
+    /// identities. DER holds one list: that of devices by the issuing CA in use
     #[arg(long)]
     pem: bool,
+    /// The list of devices by the issuing CA with this key (`assay issuing list`)
+    #[arg(long, value_name = "KEY", conflicts_with = "pem")]
+    issuer: Option<KeyId>,
     /// Write to this file instead of standard output; readers see the old content or the new one,
     /// never a part
     #[arg(long, value_name = "FILE")]
@@ -35,9 +39,10 @@ impl Crl {
         );
         let now = OffsetDateTime::now_utc();
         let lists = if self.pem {
-            revocation_lists::of_all(directory, now)?.map(pem).concat()
+            let lists = revocation_lists::of_all(directory, now)?;
+            lists.iter().map(|list| pem_of("X509 CRL", list)).collect::<String>().into_bytes()
         } else {
-            revocation_lists::of_devices(directory, now)?
+            revocation_lists::of_devices(directory, self.issuer.as_ref(), now)?
         };
         match self.out {
             Some(file) => {
@@ -49,11 +54,6 @@ impl Crl {
             }
         }
     }
-}
-
-fn pem(der: Vec<u8>) -> Vec<u8> {
-    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
-    pem::encode_config(&Pem::new("X509 CRL", der), config).into_bytes()
 }
 
 /// The new file has a name that nobody can foresee, and so no link of another user at its place.

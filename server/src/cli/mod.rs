@@ -3,17 +3,22 @@
 mod backup;
 mod check;
 mod clock;
+mod configuration;
 mod crl;
 mod enroll;
 mod health;
 mod identity;
 mod import;
 mod init;
+mod issuing;
+mod keys;
 mod list;
 mod outfit;
 mod policy;
+mod root;
 mod serve;
 mod service;
+mod service_ca;
 mod store;
 mod table;
 mod trust;
@@ -65,7 +70,22 @@ enum Command {
     /// Make, list, renew and revoke brokers, workers, operators and backends
     #[command(subcommand)]
     Identity(identity::Identity),
-    /// Write the revocation list, signed now
+    /// Make, list and remove the CAs that sign device certificates
+    #[command(subcommand)]
+    Issuing(issuing::Issuing),
+    /// Attach documents to devices, which get them signed, with their certificates
+    #[command(subcommand)]
+    Configuration(configuration::Configuration),
+    /// List and replace the ticket key and the master secret, which all workers share
+    #[command(subcommand)]
+    Keys(keys::Keys),
+    /// List and replace the root
+    #[command(subcommand)]
+    Root(root::Root),
+    /// Replace the CA of brokers, workers, operators and backends
+    #[command(subcommand)]
+    Service(service_ca::Service),
+    /// Write the revocation lists, signed now
     Crl(crl::Crl),
     /// List the newest decisions
     Audit(list::Audit),
@@ -104,6 +124,11 @@ impl Cli {
             Command::Devices(json) => list::devices(&directory()?, json),
             Command::Certs(json) => list::certificates(&directory()?, json),
             Command::Identity(identity) => identity.run(&directory()?),
+            Command::Issuing(issuing) => issuing.run(&directory()?),
+            Command::Configuration(configuration) => configuration.run(&directory()?),
+            Command::Keys(keys) => keys.run(&directory()?),
+            Command::Root(root) => root.run(directory),
+            Command::Service(service) => service.run(&directory()?),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
             Command::Store(store) => store.run(&directory()?),

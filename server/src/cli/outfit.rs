@@ -41,7 +41,7 @@ impl ServerOutfit {
             false => ClientCertificates::Mandatory,
         };
         let tls =
-            server.tls(directory.root()?, certificates).context("server.pem and server.key")?;
+            server.tls(directory.roots()?, certificates).context("server.pem and server.key")?;
         let worker =
             Outfit { ca: Arc::new(ca), tls: client_tls(worker.0, directory.roots()?, "worker")? };
         Ok(Self { worker, tls })
@@ -172,12 +172,12 @@ impl ServerCredentials {
 
     fn tls(
         self,
-        root: CertificateDer<'static>,
+        roots: RootCertStore,
         certificates: ClientCertificates,
     ) -> Result<Tls, rustls::Error> {
         let Credentials { chain, key } = self.0;
         let bootstrap = bootstrap_tls(chain.clone(), key.clone_key())?.into();
-        let operational = operational_tls(chain, key, root, certificates)?.into();
+        let operational = operational_tls(chain, key, roots, certificates)?.into();
         Ok(Tls { bootstrap, operational })
     }
 }

@@ -9,7 +9,7 @@ use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig}
 use assay_server::clock::Gate;
 use assay_server::directory::Directory;
 use assay_server::expiry;
-use assay_server::operations::identities;
+use assay_server::operations;
 use assay_server::operations::restore::refuse_if_held;
 use assay_server::pipeline::{self, WorkerConfig};
 use assay_server::register::StoreRegister;
@@ -101,7 +101,7 @@ impl Serve {
                 pipeline::run(config, stopping, |event| systemd.tell(event, &operational, ready));
             let store = directory.store()?;
             let of = directory.clone();
-            let endings = move |now| identities::ending(&of, now);
+            let endings = move |now| operations::ending(&of, now);
             let served = async {
                 tokio::select! {
                     ended = worker => ended,

@@ -11,7 +11,7 @@ use assay_mqtt::BrokerUrl;
 use assay_server::clock::Gate;
 use assay_server::directory::Directory;
 use assay_server::expiry;
-use assay_server::operations::identities;
+use assay_server::operations;
 use assay_server::operations::restore::refuse_if_held;
 use assay_server::pipeline::{self, WorkerConfig};
 use clap::Args;
@@ -72,7 +72,7 @@ impl Worker {
                 })
             });
             let of = directory.clone();
-            let endings = move |now| identities::ending(&of, now);
+            let endings = move |now| operations::ending(&of, now);
             let worker = async {
                 tokio::select! {
                     ended = worker => ended,

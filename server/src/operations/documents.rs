@@ -2,14 +2,14 @@
 
 use assay_ca_core::{Reprovision, Role};
 use assay_store::{
-    AnchorRow, AuditRow, CertificateRow, DeviceRow, EnrolmentRow, IdentityCertificateRow,
-    IdentityRow,
+    AnchorRow, AuditRow, CertificateRow, ConfigurationRow, DeviceRow, EnrolmentRow,
+    IdentityCertificateRow, IdentityRow,
 };
 use assay_wire::{DeviceId, EkId, ProblemCode, Scope};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::trust;
+use super::{issuing, trust};
 use crate::{expiry, rfc3339};
 
 /// A device. Times are in RFC 3339, digests and serial numbers in hexadecimal, here and below.
@@ -59,6 +59,50 @@ pub fn identity(
         "days_left": expiry::days_left(certificate.not_after, now),
         "renew": expiry::is_due(row, certificate, now),
         "revoked_at": certificate.revoked_at.map(rfc3339::seconds),
+    })
+}
+
+/// An issuing CA, and the devices' certificates in force that it signed.
+pub fn issuing_ca(row: &issuing::Row) -> Value {
+    let (certified, broken) = match &row.certificate {
+        Some(Ok(certified)) => (Some(certified), None),
+        Some(Err(reason)) => (None, Some(reason)),
+        None => (None, None),
+    };
+    let time = |time: OffsetDateTime| rfc3339::seconds(time.unix_timestamp());
+    json!({
+        "files": row.files,
+        "state": issuing_state(row.state),
+        "from": row.from.map(time),
+        "broken": broken,
+        "key_id": certified.map(|it| it.key_id.as_str()),
+        "subject": certified.map(|it| &it.subject),
+        "not_after": certified.map(|it| time(it.ends)),
+        "in_force": certified.map(|it| it.in_force.active),
+        "may_wait": certified.map(|it| it.in_force.waiting),
+        "last_ends": certified.and_then(|it| it.in_force.last_ends).map(rfc3339::seconds),
+    })
+}
+
+/// What an issuing CA is for, in a word or two.
+pub fn issuing_state(state: issuing::State) -> &'static str {
+    match state {
+        issuing::State::Old => "old",
+        issuing::State::InUse => "in use",
+        issuing::State::Next => "next",
+        issuing::State::Unfinished => "unfinished",
+    }
+}
+
+/// A document that is attached to a device or, without a device id, to the scope.
+pub fn configuration(row: &ConfigurationRow) -> Value {
+    let document = row.document.as_deref().unwrap_or_default();
+    json!({
+        "device_id": row.device_id.as_ref().map(DeviceId::as_str),
+        "revision": row.revision,
+        "set_at": rfc3339::seconds(row.set_at.unix_timestamp()),
+        "json": serde_json::from_slice::<Value>(document).ok(),
+        "document": hex::encode(document),
     })
 }
 

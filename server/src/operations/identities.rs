@@ -17,7 +17,7 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::directory::Directory;
-use crate::expiry::{Ending, endings, ends_soon};
+use crate::expiry::{Ending, What, endings, ends_soon};
 use crate::new_files::{NewFiles, certificate_of, ours};
 use crate::random::random;
 
@@ -50,6 +50,12 @@ pub fn add(
     let certificate = certificate_of(&pair)?;
     let identity = NewIdentity { name: name.to_string(), role: wish.role, rights, certificate };
     let place = Place::make(directory, out, name.as_str())?;
+    ensure!(
+        !place.is_own || !Directory::has_key_of(name.as_str()),
+        "{name}.key in {} is, or would be taken for, a key of the CA's own; choose another name, \
+         or say with --out where its files are to be",
+        directory.path().display()
+    );
     // It goes on record first: a certificate that is not on record cannot be revoked, and other
     // brokers accept it.
     let mut store = directory.store()?;
@@ -221,7 +227,10 @@ pub fn ending(directory: &Directory, now: OffsetDateTime) -> Result<Vec<Ending>>
     found.extend(
         shown
             .filter(|shown| !is_on_record(shown.sha256()) && ends_soon(shown.not_after(), now))
-            .map(|shown| Ending { name: BUILT_IN.into(), not_after: shown.not_after() }),
+            .map(|shown| Ending {
+                what: What::Identity(BUILT_IN.into()),
+                not_after: shown.not_after(),
+            }),
     );
     Ok(found)
 }

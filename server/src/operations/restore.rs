@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 
 use crate::age::Identity;
 use crate::backup_file::{self, Manifest};
-use crate::directory::{Directory, empty_directory};
+use crate::directory::{Directory, SharedSecret, empty_directory};
 use crate::random::random;
 
 /// A CA that was restored.
@@ -77,10 +77,19 @@ pub fn restore(
             fs::copy(directory.join(Directory::SETTINGS), staged(Directory::SETTINGS))?;
         }
         // Claims and tickets of before end with the one, all shared keys with the other.
+        let mut replaced = vec![SharedSecret::Ticket];
         fs::write(staged(Directory::TICKET_KEY), TicketKey::generate(&mut random()).secret())?;
         if shared_keys == SharedKeys::Retire {
+            replaced.push(SharedSecret::Master);
             let master = MasterSecret::generate(&mut random());
             fs::write(staged(Directory::MASTER_SECRET), master.secret())?;
+        }
+        let mut names: Vec<_> = manifest.files.iter().map(|member| member.name.clone()).collect();
+        // The ones beside them would be accepted, too.
+        for secret in replaced {
+            for name in names.extract_if(.., |name| secret.is_of_a_later(name)) {
+                fs::remove_file(staged(&name))?;
+            }
         }
         let record = staged(Directory::RECORD);
         let mut store = Sqlite::open(&record).context("the record in the backup")?;
@@ -112,8 +121,7 @@ pub fn restore(
             copy(&Database::Sqlite(record.clone()), postgres, progress)
                 .with_context(|| format!("cannot copy the record to {}", postgres.shown()))?;
         }
-        let names = restored.manifest.files.iter().map(|member| &*member.name);
-        for name in names.filter(|name| *name != Directory::RECORD) {
+        for name in names.iter().filter(|name| *name != Directory::RECORD) {
             if name != Directory::SETTINGS || kept.is_none() {
                 new.write_copy(name, &staged(name))?;
             }
@@ -212,15 +220,20 @@ fn read_lists(directory: &Directory, file: &Path) -> Result<Vec<(PublishedList, 
         Ok(pems) if !pems.is_empty() => pems.into_iter().map(Pem::into_contents).collect(),
         _ => vec![content],
     };
-    let issuers =
-        [(ListedAre::Devices, directory.issuing()?), (ListedAre::Identities, directory.service()?)];
+    let (issuing, services) = (directory.issuers()?, directory.service_issuers()?);
+    let issuing = issuing.all().iter().map(|it| (ListedAre::Devices, &*it.issuer));
+    let issuers: Vec<_> =
+        issuing.chain(services.iter().map(|it| (ListedAre::Identities, it))).collect();
     let list = |der: Vec<u8>| {
         let mut lists = issuers.iter().filter_map(|(about, issuer)| {
             let read = issuer.read_list(&der)?;
             let list = PublishedList { about: *about, number: read.number, revoked: read.revoked };
             Some((list, read.issued_at))
         });
-        lists.next().context("neither the issuing nor the service CA of this directory signed it")
+        lists.next().context(
+            "no issuing CA and no service CA of this directory signed it; if one was made since \
+             the backup, put its files back first",
+        )
     };
     ders.into_iter().map(list).collect()
 }
@@ -239,10 +252,8 @@ pub fn refuse_if_held(store: &mut dyn Store) -> Result<()> {
     )
 }
 
-const NEEDED: [&str; 7] = [
+const NEEDED: [&str; 5] = [
     "root.pem",
-    "issuing.pem",
-    "issuing.key",
     Directory::TICKET_KEY,
     Directory::MASTER_SECRET,
     Directory::SETTINGS,

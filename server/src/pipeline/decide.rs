@@ -30,6 +30,13 @@ pub struct Examination {
     about: About,
 }
 
+#[cfg(test)]
+impl Examination {
+    pub(super) fn of(examined: Examined, about: About) -> Self {
+        Self { examined, about }
+    }
+}
+
 /// Decides on a request. If the request is decided again, `examination` is the one that it passed
 /// before. Returns the outcome, and whom the decision is about.
 pub fn decide(
@@ -53,9 +60,11 @@ pub fn decide(
         }
     };
     let mut about = examination.about.clone();
-    let signed = planner
-        .plan(ca, &examination.examined, received.at, &mut about)
-        .and_then(|plan| sign(ca, plan, received.at, &mut about));
+    let signed =
+        planner.plan(ca, &examination.examined, received.at, &mut about).and_then(|plan| {
+            let configuration = planner.configuration(ca, &plan, &about)?;
+            sign(ca, plan, configuration, received.at, &mut about)
+        });
     let outcome = match signed {
         Ok(Signed::Pong) => Outcome::Pong,
         Ok(Signed::Answer(reply)) => Outcome::Answered(reply),

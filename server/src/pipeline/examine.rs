@@ -1,7 +1,7 @@
 //! Checks of a request that need nothing but the request and the CA's keys.
 
 use assay_ca_core::{
-    AdoptionEvidence, Confirmation, Evidence, Offered, ParentEvidence, ProvenDevice,
+    AdoptionEvidence, Confirmation, Evidence, Instead, Offered, ParentEvidence, ProvenDevice,
     RenewalEvidence, SealedFlow, SharedKeyFlow, TicketFlow,
 };
 use assay_store::Whom;
@@ -13,7 +13,7 @@ use crate::ca::Ca;
 
 /// A request that passed every check that needs no record.
 pub(super) enum Examined {
-    Challenge(Offered<TicketFlow>, Evidence),
+    Challenge(Offered<TicketFlow>, Evidence, Instead),
     Certify(ProvenDevice),
     Enroll(Offered<SealedFlow>, Evidence),
     Confirm(Confirmation),
@@ -58,15 +58,20 @@ fn examine_body(
     body: RequestBody,
     about: &mut About,
 ) -> Result<Examined, Refusal> {
-    let (scope, key, now) = (&ca.scope, &ca.ticket_key, received.at);
+    let (scope, keys, now) = (&ca.scope, &ca.ticket_keys, received.at);
     Ok(match body {
         RequestBody::Challenge(bundle) => {
             let evidence = Evidence::parse(bundle)?;
             about.ek_id = Some(evidence.ek.ek_id());
-            Examined::Challenge(ca.profile.offer()?, evidence)
+            Examined::Challenge(ca.profile.offer()?, evidence, Instead::AtOnce)
+        }
+        RequestBody::Rekey(bundle) => {
+            let evidence = Evidence::parse(bundle)?;
+            about.ek_id = Some(evidence.ek.ek_id());
+            Examined::Challenge(ca.profile.offer()?, evidence, Instead::OnceTaken)
         }
         RequestBody::Certify(proof) => {
-            let device = ProvenDevice::verify(&proof, scope, key, now)?;
+            let device = ProvenDevice::verify(&proof, scope, keys, now)?;
             about.ek_id = Some(device.ek_id());
             about.device = Some(Whom::Proven(device.device_id().clone()));
             Examined::Certify(device)
@@ -77,7 +82,7 @@ fn examine_body(
             Examined::Enroll(ca.profile.offer()?, evidence)
         }
         RequestBody::Confirm(proof) => {
-            let confirmation = Confirmation::verify(&proof, scope, key, now)?;
+            let confirmation = Confirmation::verify(&proof, scope, keys, now)?;
             about.ek_id = Some(confirmation.ek_id());
             Examined::Confirm(confirmation)
         }
@@ -111,6 +116,7 @@ fn action(body: &RequestBody) -> &'static str {
         RequestBody::Ping => "ping",
         RequestBody::Renew(_) => "renew",
         RequestBody::Adopt(_) => "adopt",
+        RequestBody::Rekey(_) => "rekey",
     }
 }
 

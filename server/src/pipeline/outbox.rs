@@ -39,6 +39,15 @@ enum Cause {
     Own { _debt: Debt },
 }
 
+#[cfg(test)]
+impl Letter {
+    /// The reply in it, if it is one.
+    pub(super) fn reply(&self) -> Option<ReplyBody> {
+        let message = self.message.as_ref()?;
+        Reply::decode(&message.payload).ok().map(|reply| reply.body)
+    }
+}
+
 impl Outbox {
     pub(super) fn new(scope: Scope, letters: mpsc::Sender<Letter>) -> Self {
         Self { scope, letters, ledger: Ledger::default() }

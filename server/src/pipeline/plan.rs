@@ -1,14 +1,19 @@
 //! The decisions of `ca-core`, on a snapshot of the record: what would be issued.
 
+use std::time::{Duration, Instant};
+
 use assay_ca_core::{
     Admitted, AdmittedParent, Adopting, BoundKey, Candidate, Certification, Confirming, EkEvidence,
-    InForce, KeyOffer, Offered, RenewFlow, RenewalProof, Renewing, SealedOnRecord, Sealing,
-    TicketFlow, TrustAnchors, TrustedEk,
+    Fault, InForce, Instead, KeyOffer, Offered, RenewFlow, RenewalProof, Renewing, SealedOnRecord,
+    Sealing, TicketFlow, TrustAnchors, TrustedEk,
 };
 use assay_store::{
-    AnchorsVersion, Basis, IdInQuestion, IkInQuestion, Question, Snapshot, Store, StoreError, Whom,
+    AnchorsVersion, Basis, IdInQuestion, IkInQuestion, Question, Snapshot, Store, StoreError,
+    WaitingInQuestion, Whom,
 };
+use assay_wire::{Bytes, Configuration, MAX_SIGNED_CONFIGURATION};
 use time::OffsetDateTime;
+use tracing::warn;
 
 use super::examine::Examined;
 use super::outcome::{About, Refusal};
@@ -19,12 +24,13 @@ use crate::random::random;
 /// What a request leads to, as far as the record allows it now.
 pub(super) enum Plan {
     Pong,
-    Challenge(Admitted<TicketFlow>, BoundKey),
+    Challenge(Admitted<TicketFlow>, BoundKey, Instead),
     Certify(Certification, Basis),
     Enroll(Box<Sealing>, Basis),
     Confirm(Confirming, Option<Basis>),
     Register(Box<KeyOffer>, Basis),
     Renew(Box<Renewing>, Basis),
+    Rekey(Box<Renewing>, Basis),
     Adopt(Adopting, Option<Basis>),
 }
 
@@ -35,6 +41,8 @@ pub struct Planner {
     anchors: TrustAnchors,
     /// Which ones they are; `None` before the first question.
     anchors_version: Option<AnchorsVersion>,
+    /// When the store was last asked whether there are configurations, and what it said.
+    configurations: Option<(Instant, bool)>,
 }
 
 impl Planner {
@@ -44,7 +52,7 @@ impl Planner {
     /// The store cannot be read.
     pub fn open(mut store: Box<dyn Store>) -> Result<Self, StoreError> {
         let anchors = read_anchors(&mut *store)?;
-        Ok(Self { store, anchors, anchors_version: None })
+        Ok(Self { store, anchors, anchors_version: None, configurations: None })
     }
 
     /// Plans by what is on record now, and notes in `about` whom the request is about.
@@ -59,14 +67,35 @@ impl Planner {
         about: &mut About,
     ) -> Result<Plan, Refusal> {
         Ok(match examined {
-            Examined::Challenge(offered, evidence) => {
+            Examined::Challenge(offered, evidence, instead) => {
                 let Basis { snapshot, .. } =
-                    self.due(&evidence.ek, IkInQuestion::None, false, now)?;
+                    self.due(&evidence.ek, IkInQuestion::None, WaitingInQuestion::None, now)?;
                 let ek = self.trust(&evidence.ek, &snapshot, now)?;
                 let ik = BoundKey::verify(evidence)?;
                 let admitted = Admitted::decide(*offered, ek, &snapshot.records)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
-                Plan::Challenge(admitted, ik)
+                Plan::Challenge(admitted, ik, *instead)
+            }
+            Examined::Certify(device) if device.instead() == Instead::OnceTaken => {
+                let question = Question {
+                    ik: IkInQuestion::Is(device.ik_id()),
+                    waiting: WaitingInQuestion::OfEk,
+                    ..Question::about(device.ek_id(), device.device_id(), now)
+                };
+                let basis = self.ask(question)?;
+                let Snapshot { records, active, waiting, .. } = &basis.snapshot;
+                let rekeying = Renewing::rekey(
+                    device.clone(),
+                    records,
+                    active.as_ref(),
+                    waiting,
+                    &ca.ticket_keys,
+                    &ca.profile,
+                    &ca.issuers,
+                    now,
+                    &mut random(),
+                )?;
+                Plan::Rekey(Box::new(rekeying), basis)
             }
             Examined::Certify(device) => {
                 let question = Question {
@@ -80,14 +109,15 @@ impl Planner {
                     records,
                     active.as_ref(),
                     &ca.profile,
-                    &ca.issuer,
+                    &ca.issuers,
                     now,
                     &mut random(),
                 )?;
                 Plan::Certify(certification, basis)
             }
             Examined::Enroll(offered, evidence) => {
-                let basis = self.due(&evidence.ek, evidence.claimed_ik_id().into(), true, now)?;
+                let ik = evidence.claimed_ik_id().into();
+                let basis = self.due(&evidence.ek, ik, WaitingInQuestion::OfIk, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let ik = BoundKey::verify(evidence)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
@@ -98,9 +128,9 @@ impl Planner {
                     records,
                     active.as_ref(),
                     waiting,
-                    &ca.ticket_key,
+                    &ca.ticket_keys,
                     &ca.profile,
-                    &ca.issuer,
+                    &ca.issuers,
                     now,
                     &mut random(),
                 )?;
@@ -114,12 +144,13 @@ impl Planner {
                 )?;
                 let basis = of_waiting(&sealed, now);
                 let confirming =
-                    Confirming::plan(confirmation.clone(), sealed, &ca.ticket_key, now)?;
+                    Confirming::plan(confirmation.clone(), sealed, &ca.ticket_keys, now)?;
                 about.device = Some(Whom::Proven(confirming.device_id().clone()));
                 Plan::Confirm(confirming, basis)
             }
             Examined::Register(offered, evidence) => {
-                let basis = self.due(&evidence.ek, IkInQuestion::None, false, now)?;
+                let none = WaitingInQuestion::None;
+                let basis = self.due(&evidence.ek, IkInQuestion::None, none, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let (parent, records) = (evidence.parent()?, &basis.snapshot.records);
                 let admitted = Admitted::decide(*offered, ek, records)?;
@@ -129,7 +160,8 @@ impl Planner {
             }
             Examined::Ping => Plan::Pong,
             Examined::Renew(evidence) => {
-                let basis = self.due(&evidence.ek, IkInQuestion::OfActive, true, now)?;
+                let of_ik = WaitingInQuestion::OfIk;
+                let basis = self.due(&evidence.ek, IkInQuestion::OfActive, of_ik, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let admitted = Admitted::decide(Offered::<RenewFlow>::ALWAYS, ek, records)?;
@@ -141,9 +173,9 @@ impl Planner {
                     proof,
                     records,
                     waiting,
-                    &ca.ticket_key,
+                    &ca.ticket_keys,
                     &ca.profile,
-                    &ca.issuer,
+                    &ca.issuers,
                     now,
                     &mut random(),
                 )?;
@@ -153,11 +185,67 @@ impl Planner {
                 let (ek, sha256) = (evidence.ek_id(), evidence.certificate_sha256());
                 let waiting = self.store.sealed_certificate(&ek, sha256, now)?;
                 let basis = of_waiting(&waiting, now);
-                let adopting = Adopting::plan(evidence, waiting, &ca.scope, &ca.ticket_key, now)?;
+                let adopting = Adopting::plan(evidence, waiting, &ca.scope, &ca.ticket_keys, now)?;
                 about.device = Some(Whom::Proven(adopting.device_id().clone()));
                 Plan::Adopt(adopting, basis)
             }
         })
+    }
+
+    /// The document for the device that this plan gives a certificate, signed; `None` if it gives
+    /// none, or there is no document.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub(super) fn configuration(
+        &mut self,
+        ca: &Ca,
+        plan: &Plan,
+        about: &About,
+    ) -> Result<Option<Bytes<MAX_SIGNED_CONFIGURATION>>, Refusal> {
+        let (Plan::Certify(..) | Plan::Enroll(..) | Plan::Renew(..), Some(device)) =
+            (plan, &about.device)
+        else {
+            return Ok(None);
+        };
+        if !self.has_configurations()? {
+            return Ok(None);
+        }
+        let (Whom::Proven(device_id) | Whom::Due(device_id)) = device;
+        let Some(due) = self.store.configuration(device_id)? else { return Ok(None) };
+        let Some(signer) = &ca.documents else {
+            warn!(
+                "devices get no documents: worker.key is not a P-256 key with worker.pem; run \
+                 assay identity renew worker"
+            );
+            return Ok(None);
+        };
+        let signed = due
+            .document
+            .map(Bytes::try_from)
+            .transpose()
+            .map_err(|limit| Fault::Oversize { field: "the document", limit });
+        let signed = signed.and_then(|document| {
+            let (scope, device_id) = (ca.scope.clone(), device_id.clone());
+            signer.sign(&Configuration { scope, device_id, revision: due.revision, document })
+        });
+        // Whatever is wrong with a document, a device gets its certificate.
+        Ok(signed
+            .inspect_err(|error| warn!(%error, device = %device_id, "a device gets no document"))
+            .ok())
+    }
+
+    /// Whether there are any. Most CAs have none, and then no request should cost a question. A
+    /// device that gets its certificate a moment too early hears of its document by the news.
+    fn has_configurations(&mut self) -> Result<bool, StoreError> {
+        if let Some((asked, there_are)) = self.configurations
+            && (there_are || asked.elapsed() < CONFIGURATIONS_POLL)
+        {
+            return Ok(there_are);
+        }
+        let there_are = self.store.newest_configuration()? > 0;
+        self.configurations = Some((Instant::now(), there_are));
+        Ok(there_are)
     }
 
     /// What is on record about an EK and the device id that is due to it.
@@ -165,7 +253,7 @@ impl Planner {
         &mut self,
         evidence: &EkEvidence,
         ik: IkInQuestion,
-        waiting: bool,
+        waiting: WaitingInQuestion,
         now: OffsetDateTime,
     ) -> Result<Basis, StoreError> {
         let device = IdInQuestion::Due {
@@ -196,6 +284,9 @@ impl Planner {
         Ok(TrustedEk::verify(evidence, &self.anchors, enrolment, now)?)
     }
 }
+
+/// How late the first configuration is noticed at most.
+const CONFIGURATIONS_POLL: Duration = Duration::from_secs(1);
 
 /// The basis of a decision on a certificate, if it waits.
 fn of_waiting(certificate: &SealedOnRecord, now: OffsetDateTime) -> Option<Basis> {

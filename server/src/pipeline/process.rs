@@ -47,6 +47,10 @@ pub(super) fn run(mut planner: Planner, ends: &Ends) {
                 let ca = Arc::clone(&ends.outfit.borrow().ca);
                 decide(&mut planner, ends, ca, *job, None, 1);
             }
+            // The clock may have become wrong since, and nothing of this request is on record.
+            Some(Work::Again(planned)) if ends.gate.allows(planned.job.received.at).is_err() => {
+                ends.outbox.reply(planned.job, ReplyBody::Problem(not_now()));
+            }
             Some(Work::Again(planned)) => {
                 let Planned { ca, job, examination, attempts, .. } = *planned;
                 decide(&mut planner, ends, ca, job, Some(examination), attempts + 1);
@@ -97,6 +101,86 @@ fn decide(
             let audit = about.audit(&job, None);
             let planned = Planned { ca, job, examination, issued, audit, attempts };
             _ = writes.send(Write::Planned(Box::new(planned)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use assay_store::{Act, Database};
+    use assay_wire::{ClientId, ProblemCode, Request, RequestBody, RequestId};
+    use crossbeam_channel::{never, unbounded};
+    use time::OffsetDateTime;
+    use tokio::sync::mpsc;
+
+    use super::super::examine::Examined;
+    use super::super::job::{Delivery, Received};
+    use super::super::outcome::Issued;
+    use super::*;
+    use crate::directory::Directory;
+
+    #[test]
+    fn a_request_is_not_planned_again_while_the_clock_is_wrong() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("ca");
+        Directory::create(&path, "Test", &[]).unwrap();
+        let ca = Arc::new(Directory::open(&path).unwrap().ca().unwrap());
+        let database = Database::Sqlite(path.join("assay.db"));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let roots = rustls::RootCertStore::empty();
+        let tls = assay_mqtt::tls_config(provider, roots, None).unwrap();
+        for (gate, is_open) in [(Gate::open(), true), (Gate::default(), false)] {
+            let (letters, mut posted) = mpsc::channel(1);
+            let outbox = Outbox::new(ca.scope.clone(), letters);
+            let (again, planned) = unbounded();
+            let ends = Ends {
+                outfit: watch::channel(Outfit { ca: Arc::clone(&ca), tls: Arc::new(tls.clone()) })
+                    .1,
+                jobs: Queues::new().1,
+                again: planned,
+                pulses: never(),
+                writes: unbounded().0,
+                outbox,
+                log: DecisionLog::default(),
+                gate: Arc::new(gate),
+            };
+            again.send(Box::new(a_ping_to_plan_again(&ca, &ends))).unwrap();
+            drop(again);
+            run(Planner::open(database.open().unwrap()).unwrap(), &ends);
+            let reply = posted.try_recv().unwrap().reply().unwrap();
+            let is_decided = matches!(reply, ReplyBody::Pong);
+            let is_put_off = matches!(
+                reply,
+                ReplyBody::Problem(problem) if problem.code == ProblemCode::Internal
+            );
+            assert_eq!((is_decided, is_put_off), (is_open, !is_open));
+        }
+    }
+
+    /// The basis of a plan for it changed, if it had one.
+    fn a_ping_to_plan_again(ca: &Arc<Ca>, ends: &Ends) -> Planned {
+        let message = Request { id: RequestId::NIL, body: RequestBody::Ping }.encode();
+        let client = ClientId::bootstrap([0; 16]);
+        let at = OffsetDateTime::now_utc();
+        let job = Job {
+            received: Received::new(client, message.into(), None, at),
+            delivery: Delivery {
+                packet_id: 1,
+                connection: 0,
+                since: Instant::now(),
+                _debt: ends.outbox.ledger.owe(),
+            },
+        };
+        let about = About::new("ping");
+        Planned {
+            ca: Arc::clone(ca),
+            audit: about.clone().audit(&job, None),
+            job,
+            examination: Box::new(Examination::of(Examined::Ping, about)),
+            issued: Box::new(Issued { act: Act::None, basis: None, reply: ReplyBody::Pong }),
+            attempts: 1,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Devices and their certificates.
 
+use std::ops::Range;
+
 use assay_ca_core::{EncryptedCertificate, SealedOnRecord, Unconfirmed};
 use assay_wire::{DeviceId, EkId};
 use sha2::{Digest, Sha256};
@@ -12,7 +14,7 @@ use super::connection::Postgres;
 use super::snapshots::{Der, answers};
 use crate::act::Question;
 use crate::audit::AuditEntry;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::error::StoreError;
 use crate::random::random_bytes;
 
@@ -87,6 +89,21 @@ impl Postgres {
                 })
             };
             rows.iter().map(device).collect()
+        })
+    }
+
+    pub(super) fn count_in_force(
+        &mut self,
+        key_id: &[u8],
+        at_work: &Range<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<InForce, StoreError> {
+        let [since, until] = [at_work.start, at_work.end].map(OffsetDateTime::unix_timestamp);
+        self.read(|session| {
+            let row =
+                session.query_one(IN_FORCE, &[&now.unix_timestamp(), &key_id, &since, &until])?;
+            let [active, waiting] = [0, 1].map(|column| row.get::<_, i64>(column).unsigned_abs());
+            Ok(InForce { active, waiting, last_ends: row.get(2) })
         })
     }
 
@@ -177,6 +194,12 @@ const DEVICES: &str = "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT 
 const CERTIFICATES: &str = "SELECT serial, device_id, status, not_before, not_after, issued_at,
         confirm_by, CASE WHEN confirmed_at IS NOT NULL THEN der END
     FROM certificates ORDER BY number";
+const IN_FORCE: &str = "SELECT count(*) FILTER (WHERE status = 'active'),
+        count(*) FILTER (WHERE status = 'unconfirmed'), max(not_after)
+    FROM certificates
+    WHERE not_after > $1
+          AND (status = 'active' AND position($2::bytea IN der) > 0
+               OR status = 'unconfirmed' AND confirm_by > $1 AND issued_at >= $3 AND issued_at < $4)";
 const THROW_AWAY: &str = "INSERT INTO certificates
     (serial, device_id, ek_id, ik_id, assurance, status, not_before, not_after, issued_at, sha256, der)
     VALUES ($1, $2, $3, $4, 'none', 'active', $5, $6, $7, $8, $9)";

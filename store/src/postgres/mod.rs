@@ -15,6 +15,7 @@ mod audit;
 mod certificates;
 mod clock;
 mod columns;
+mod configurations;
 mod connection;
 pub(crate) mod dump;
 mod enrolments;
@@ -30,6 +31,7 @@ mod shared_keys;
 mod snapshots;
 mod trust;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
@@ -38,8 +40,9 @@ use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::clock::Clocks;
+use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::contract::Store;
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
@@ -47,6 +50,7 @@ use crate::error::StoreError;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
+use crate::secrets::MadeBefore;
 use crate::trust::{AnchorRow, Trusted};
 
 pub use connection::Postgres;
@@ -194,6 +198,15 @@ impl Store for Postgres {
         self.all_certificates()
     }
 
+    fn in_force(
+        &mut self,
+        key_id: &[u8],
+        at_work: Range<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<InForce, StoreError> {
+        self.count_in_force(key_id, &at_work, now)
+    }
+
     fn add_identity(
         &mut self,
         identity: &NewIdentity,
@@ -215,8 +228,41 @@ impl Store for Postgres {
         self.put_rights(name, rights)
     }
 
+    fn made_before(
+        &mut self,
+        time: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<MadeBefore, StoreError> {
+        self.needed_before(time, now)
+    }
+
     fn identities(&mut self) -> Result<Vec<IdentityRow>, StoreError> {
         self.all_identities()
+    }
+
+    fn set_configuration(
+        &mut self,
+        target: Option<&DeviceId>,
+        document: Option<&[u8]>,
+        now: OffsetDateTime,
+    ) -> Result<Option<u64>, StoreError> {
+        self.put_configuration(target, document, now)
+    }
+
+    fn configuration(&mut self, device: &DeviceId) -> Result<Option<DueConfiguration>, StoreError> {
+        Self::due_configuration(self, device)
+    }
+
+    fn configurations(&mut self) -> Result<Vec<ConfigurationRow>, StoreError> {
+        Self::all_configurations(self)
+    }
+
+    fn newest_configuration(&mut self) -> Result<u64, StoreError> {
+        Self::newest_revision(self)
+    }
+
+    fn configuration_changes(&mut self) -> Result<ConfigurationChanges, StoreError> {
+        Self::changed_configurations(self)
     }
 
     fn revoke_identity(

@@ -15,7 +15,7 @@ use super::snapshots::{Answer, Der, answers};
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::error::StoreError;
 use crate::writes::{
-    NewCertificate, NewDevice, NewOffer, NewUse, Planned, Write, is_same, touched,
+    NewCertificate, NewDevice, NewOffer, NewUse, Planned, Write, active_ik, is_same, touched,
 };
 
 impl Postgres {
@@ -95,6 +95,7 @@ fn record(session: &mut Session, group: &[Placed<'_>]) -> Result<Vec<usize>, Sto
     register(session, &holding)?;
     supersede(session, &holding)?;
     end_waiting(session, &holding)?;
+    end_other_waiting(session, &holding)?;
     add_certificates(session, &holding)?;
     put_into_force(session, &holding)?;
     end_outdated(session, &holding)?;
@@ -184,6 +185,23 @@ fn end_waiting(session: &mut Session, group: &[Holding<'_>]) -> Result<(), Store
     Ok(())
 }
 
+/// Revokes whatever waits for the EKs of certificates for another IK, except for the IK in force if
+/// that is another.
+fn end_other_waiting(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
+    let (mut eks, mut iks, mut kept, mut times) = (vec![], vec![], vec![], vec![]);
+    for Holding { write, answer } in group {
+        let Write::Rekey(new) = write else { continue };
+        eks.push(&new.ek_id.as_bytes()[..]);
+        iks.push(&new.ik_id[..]);
+        kept.push(active_ik(&answer.snapshot.records).map(|ik_id| ik_id.to_vec()));
+        times.push(new.issued_at.unix_timestamp());
+    }
+    if !eks.is_empty() {
+        session.execute(END_OTHER_WAITING, &[&eks, &kept, &times, &iks])?;
+    }
+    Ok(())
+}
+
 fn add_certificates(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
     let new: Vec<_> = group.iter().filter_map(|holding| certificate(holding.write)).collect();
     if new.is_empty() {
@@ -225,7 +243,9 @@ fn add_certificates(session: &mut Session, group: &[Holding<'_>]) -> Result<(), 
 
 fn certificate<'a>(write: &'a Write<'a>) -> Option<&'a NewCertificate<'a>> {
     match write {
-        Write::Certificate(new) | Write::Waiting(new) | Write::Renewal(new) => Some(new),
+        Write::Certificate(new) | Write::Waiting(new) | Write::Renewal(new) | Write::Rekey(new) => {
+            Some(new)
+        }
         _ => None,
     }
 }
@@ -246,10 +266,11 @@ fn put_into_force(session: &mut Session, group: &[Holding<'_>]) -> Result<(), St
 }
 
 /// Revokes what waits for the EKs, but can no longer come into force because another certificate
-/// did. An EK that was never registered and got no certificate in the last day has nothing that
+/// did: what was issued no later, and what renews the certificate that ended. A renewal of a key
+/// that was replaced must not bring the key back. An EK that was never registered and got no certificate in the last day has nothing that
 /// waits.
 fn end_outdated(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
-    let (mut serials, mut times) = (vec![], vec![]);
+    let (mut serials, mut times, mut replaced) = (vec![], vec![], vec![]);
     for Holding { write, answer } in group {
         let records = &answer.snapshot.records;
         if let Some((serial, at)) = write.in_force()
@@ -257,10 +278,11 @@ fn end_outdated(session: &mut Session, group: &[Holding<'_>]) -> Result<(), Stor
         {
             serials.push(&serial[..]);
             times.push(at.unix_timestamp());
+            replaced.push(active_ik(records).map(|ik_id| ik_id.to_vec()));
         }
     }
     if !serials.is_empty() {
-        session.execute(END_OUTDATED, &[&serials, &times])?;
+        session.execute(END_OUTDATED, &[&serials, &times, &replaced])?;
     }
     Ok(())
 }
@@ -330,6 +352,11 @@ const END_WAITING: &str = "UPDATE certificates c
     FROM unnest($1::bytea[], $2::bytea[], $3::int8[]) n(ek_id, ik_id, ended_at)
     WHERE c.ek_id = n.ek_id AND c.ik_id = n.ik_id
         AND (CASE WHEN c.status = 'unconfirmed' THEN 1 END) = 1";
+const END_OTHER_WAITING: &str = "UPDATE certificates c
+    SET status = 'revoked', ended_at = n.ended_at, der = ''
+    FROM unnest($1::bytea[], $2::bytea[], $3::int8[], $4::bytea[]) n(ek_id, kept, ended_at, ik_id)
+    WHERE c.ek_id = n.ek_id AND (c.ik_id = n.ik_id OR c.ik_id IS DISTINCT FROM n.kept)
+        AND (CASE WHEN c.status = 'unconfirmed' THEN 1 END) = 1";
 const ADD_CERTIFICATES: &str = "INSERT INTO certificates
     (serial, device_id, ek_id, ik_id, assurance, not_before, not_after, issued_at, confirm_by,
      sha256, der, status, confirmed_at)
@@ -346,8 +373,10 @@ const PUT_INTO_FORCE: &str = "UPDATE certificates c
     WHERE c.serial = n.serial AND (CASE WHEN c.status = 'unconfirmed' THEN 1 END) = 1";
 const END_OUTDATED: &str = "UPDATE certificates c
     SET status = 'revoked', ended_at = n.ended_at, der = ''
-    FROM unnest($1::bytea[], $2::int8[]) n(serial, ended_at) JOIN certificates a USING (serial)
-    WHERE c.ek_id = a.ek_id AND c.ik_id <> a.ik_id AND c.issued_at <= a.issued_at
+    FROM unnest($1::bytea[], $2::int8[], $3::bytea[]) n(serial, ended_at, replaced)
+         JOIN certificates a USING (serial)
+    WHERE c.ek_id = a.ek_id AND c.ik_id <> a.ik_id
+        AND (c.issued_at <= a.issued_at OR c.ik_id = n.replaced)
         AND (CASE WHEN c.status = 'unconfirmed' THEN 1 END) = 1";
 const OFFER: &str = "INSERT INTO shared_keys AS s
     (ek_id, device_id, assurance, generation, is_used, plain_srk_generation, offered_at)
@@ -376,6 +405,7 @@ mod tests {
             CHANGE_ASSURANCE,
             SUPERSEDE,
             END_WAITING,
+            END_OTHER_WAITING,
             END_OUTDATED,
             PUT_INTO_FORCE,
             TAKE_INTO_USE,

@@ -9,10 +9,9 @@ use postgres::Row;
 
 use super::columns::{array, device_id, optional_ek_id, optional_small, parsed, small, time};
 use super::session::Session;
-use crate::act::{IdInQuestion, IkInQuestion, Question, Snapshot};
+use crate::act::{IdInQuestion, IkInQuestion, Question, Snapshot, WaitingInQuestion};
 use crate::error::StoreError;
 use crate::trust::AnchorsVersion;
-use crate::writes::active_ik;
 
 /// Whether certificates come with their DER. To compare snapshots, it is not needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +35,7 @@ pub(super) fn answers(
 ) -> Result<Vec<Answer>, StoreError> {
     let (mut eks, mut iks, mut named, mut derived, mut waiting, mut nows) =
         (vec![], vec![], vec![], vec![], vec![], vec![]);
-    let (mut others, mut askers, mut of_active) = (vec![], vec![], vec![]);
+    let (mut others, mut askers, mut of_active, mut of_ek) = (vec![], vec![], vec![], vec![]);
     for (number, question) in (1_i64..).zip(questions) {
         eks.push(&question.ek.as_bytes()[..]);
         iks.push(match &question.ik {
@@ -44,7 +43,8 @@ pub(super) fn answers(
             IkInQuestion::None | IkInQuestion::OfActive => None,
         });
         of_active.push(question.ik == IkInQuestion::OfActive);
-        waiting.push(question.waiting);
+        waiting.push(question.waiting != WaitingInQuestion::None);
+        of_ek.push(question.waiting == WaitingInQuestion::OfEk);
         nows.push(question.now.unix_timestamp());
         match &question.device {
             IdInQuestion::Is(device) => {
@@ -65,7 +65,7 @@ pub(super) fn answers(
         SNAPSHOTS,
         &[
             &eks, &iks, &named, &derived, &waiting, &nows, &others, &askers, &wants_der, &period,
-            &of_active,
+            &of_active, &of_ek,
         ],
     )?;
     if rows.len() != questions.len() {
@@ -88,7 +88,8 @@ fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
     let certificate = match &serial {
         None => None,
         Some(_) => {
-            Some(CertificateOnRecord { ik_id: array(row.get(7))?, issued_at: time(row.get(8))? })
+            let (issued_at, in_force_since) = (time(row.get(8))?, time(row.get(29))?);
+            Some(CertificateOnRecord { ik_id: array(row.get(7))?, issued_at, in_force_since })
         }
     };
     let registration = match device_id(row, 5)? {
@@ -122,12 +123,7 @@ fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
         id_holder: optional_ek_id(row, 16)?,
         other_ek: optional_ek_id(row, 17)?,
     };
-    let ik_id = match question.ik {
-        IkInQuestion::None => None,
-        IkInQuestion::Is(ik_id) => Some(ik_id),
-        IkInQuestion::OfActive => active_ik(&records),
-    };
-    let waiting = waiting(row, &question.ek, ik_id)?;
+    let waiting = waiting(row, &question.ek)?;
     let anchors = match question.device {
         IdInQuestion::Due { .. } => {
             Some(AnchorsVersion { newest: row.get(26), count: row.get(27) })
@@ -138,28 +134,24 @@ fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
 }
 
 /// The query returns these certificates as arrays, one for each column.
-fn waiting(
-    row: &Row,
-    ek_id: &EkId,
-    ik_id: Option<[u8; 32]>,
-) -> Result<Vec<Unconfirmed>, StoreError> {
-    let (Some(serials), Some(ik_id)) = (row.get::<_, Option<Vec<&[u8]>>>(18), ik_id) else {
-        return Ok(Vec::new());
-    };
+fn waiting(row: &Row, ek_id: &EkId) -> Result<Vec<Unconfirmed>, StoreError> {
+    let Some(serials) = row.get::<_, Option<Vec<&[u8]>>>(18) else { return Ok(Vec::new()) };
     let devices: Vec<&str> = row.get(19);
     let assurances: Vec<&str> = row.get(20);
     let issued: Vec<i64> = row.get(21);
     let confirm_by: Vec<i64> = row.get(22);
     let stored: Vec<Option<&[u8]>> = row.get(23);
     let digests: Vec<&[u8]> = row.get(25);
+    let iks: Vec<&[u8]> = row.get(28);
     let columns = devices.into_iter().zip(assurances).zip(issued).zip(confirm_by);
-    let rows = serials.into_iter().zip(columns).zip(digests.into_iter().zip(stored));
-    rows.map(|((serial, (((device, assurance), issued_at), confirm_by)), (sha256, stored))| {
+    let rows = serials.into_iter().zip(columns).zip(digests.into_iter().zip(iks).zip(stored));
+    rows.map(|((serial, columns), ((sha256, ik_id), stored))| {
+        let (((device, assurance), issued_at), confirm_by) = columns;
         Ok(Unconfirmed {
             serial: array(serial)?,
             device_id: device.parse().map_err(StoreError::unreadable)?,
             ek_id: *ek_id,
-            ik_id,
+            ik_id: array(ik_id)?,
             assurance: assurance.parse().map_err(StoreError::unreadable)?,
             issued_at: time(issued_at)?,
             confirm_by: time(confirm_by)?,
@@ -195,9 +187,10 @@ const SNAPSHOTS: &str = "SELECT
      ORDER BY o.place LIMIT 1),
     w.serials, w.devices, w.assurances, w.issued, w.confirm_by, w.stored,
     CASE WHEN $9::bool AND c.ik_id = k.ik AND c.not_after > q.now THEN c.der END, w.digests,
-    a.newest, a.count
-FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[], $11::bool[])
-         WITH ORDINALITY q(ek, ik, named, derived, waiting, now, of_active, number)
+    a.newest, a.count, w.iks, coalesce(c.confirmed_at, c.issued_at)
+FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[], $11::bool[],
+            $12::bool[])
+         WITH ORDINALITY q(ek, ik, named, derived, waiting, now, of_active, of_ek, number)
      LEFT JOIN disabled_eks l ON l.ek_id = q.ek
      LEFT JOIN enrolments e ON e.ek_id = q.ek
      LEFT JOIN devices d ON d.ek_id = q.ek
@@ -213,9 +206,10 @@ FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::in
                 array_agg(v.confirm_by ORDER BY v.issued_at DESC, v.number DESC) AS confirm_by,
                 array_agg(CASE WHEN $9::bool THEN v.der END
                           ORDER BY v.issued_at DESC, v.number DESC) AS stored,
-                array_agg(v.sha256 ORDER BY v.issued_at DESC, v.number DESC) AS digests
+                array_agg(v.sha256 ORDER BY v.issued_at DESC, v.number DESC) AS digests,
+                array_agg(v.ik_id ORDER BY v.issued_at DESC, v.number DESC) AS iks
          FROM certificates v
-         WHERE v.ek_id = q.ek AND v.ik_id = k.ik
+         WHERE v.ek_id = q.ek AND (q.of_ek OR v.ik_id = k.ik)
              AND (CASE WHEN v.status = 'unconfirmed' THEN 1 END) = 1) w ON q.waiting
      CROSS JOIN (SELECT coalesce(max(id), 0) AS newest, count(*) AS count
                  FROM anchors WHERE id > 0) a

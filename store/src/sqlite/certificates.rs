@@ -1,5 +1,7 @@
 //! Devices and their certificates.
 
+use std::ops::Range;
+
 use assay_ca_core::{Assurance, EncryptedCertificate, SealedOnRecord, Unconfirmed};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -9,7 +11,7 @@ use super::columns::{ek_id, parsed, time};
 use super::connection::{Sqlite, Transaction};
 use super::records::records;
 use crate::act::Question;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::error::StoreError;
 use crate::writes::{NewCertificate, NewDevice};
 
@@ -78,8 +80,22 @@ impl Transaction<'_> {
         Ok(())
     }
 
+    /// Revokes whatever waits for the EK of a new certificate, except for the IK of the certificate
+    /// in force if that is another.
+    pub(super) fn end_other_waiting(&self, new: &NewCertificate<'_>) -> Result<(), StoreError> {
+        self.0
+            .prepare_cached(
+                "UPDATE certificates SET status = 'revoked', ended_at = ?2, der = x''
+                 WHERE ek_id = ?1 AND status = 'unconfirmed' AND (ik_id = ?3 OR ik_id IS NOT
+                   (SELECT ik_id FROM certificates WHERE ek_id = ?1 AND status = 'active'))",
+            )?
+            .execute(params![new.ek_id.as_bytes(), new.issued_at.unix_timestamp(), new.ik_id])?;
+        Ok(())
+    }
+
     /// Revokes what waits for the EK, but can no longer come into force because the certificate
-    /// with this serial number did.
+    /// with this serial number did: what was issued no later, and what renews the certificates that
+    /// it ended at this moment. A renewal of a key that was replaced must not bring the key back.
     pub(super) fn end_outdated(
         &self,
         ek: &EkId,
@@ -90,7 +106,10 @@ impl Transaction<'_> {
             .prepare_cached(
                 "UPDATE certificates SET status = 'revoked', ended_at = ?3, der = x''
                  FROM (SELECT ik_id AS ik, issued_at AS at FROM certificates WHERE serial = ?2)
-                 WHERE ek_id = ?1 AND status = 'unconfirmed' AND ik_id <> ik AND issued_at <= at",
+                 WHERE ek_id = ?1 AND status = 'unconfirmed' AND ik_id <> ik
+                   AND (issued_at <= at OR ik_id IN
+                     (SELECT o.ik_id FROM certificates o WHERE o.ek_id = ?1
+                      AND o.status = 'superseded' AND o.ended_at = ?3))",
             )?
             .execute(params![ek.as_bytes(), serial, now.unix_timestamp()])?;
         Ok(())
@@ -182,6 +201,32 @@ impl Sqlite {
         )
     }
 
+    /// The certificates in force of an issuing CA.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn in_force(
+        &self,
+        key_id: &[u8],
+        at_work: &Range<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<InForce, StoreError> {
+        let [since, until] = [at_work.start, at_work.end].map(OffsetDateTime::unix_timestamp);
+        let query = "SELECT count(*) FILTER (WHERE status = 'active'),
+                            count(*) FILTER (WHERE status = 'unconfirmed'), max(not_after)
+                     FROM certificates
+                     WHERE not_after > ?1
+                           AND (status = 'active' AND instr(der, ?2) > 0
+                                OR status = 'unconfirmed' AND confirm_by > ?1
+                                   AND issued_at >= ?3 AND issued_at < ?4)";
+        let parameters = params![now.unix_timestamp(), key_id, since, until];
+        Ok(self.connection.query_row(query, parameters, |row| {
+            let (active, waiting): (i64, i64) = (row.get(0)?, row.get(1)?);
+            let [active, waiting] = [active, waiting].map(i64::unsigned_abs);
+            Ok(InForce { active, waiting, last_ends: row.get(2)? })
+        })?)
+    }
+
     /// Every certificate, in the order of issuance.
     ///
     /// # Errors
@@ -250,15 +295,15 @@ pub(super) fn sealed(
     })
 }
 
-/// The unconfirmed certificates of this EK and IK, newest first.
+/// The unconfirmed certificates of this EK, for this IK or for any, newest first.
 pub(super) fn waiting(
     connection: &Connection,
     ek: &EkId,
-    ik_id: &[u8; 32],
+    ik_id: Option<&[u8; 32]>,
 ) -> Result<Vec<Unconfirmed>, StoreError> {
     let query = format!(
         "SELECT {UNCONFIRMED} FROM certificates
-         WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed'
+         WHERE ek_id = ?1 AND coalesce(ik_id = ?2, ?2 IS NULL) AND status = 'unconfirmed'
          ORDER BY issued_at DESC, rowid DESC"
     );
     let mut statement = connection.prepare_cached(&query)?;

@@ -62,6 +62,23 @@ impl Sqlite {
                  list = max(list + 1, ?1)",
                 [now.unix_timestamp() * 1_000_000],
             )?;
+            // A device keeps a document that it got between the backup and now, unless what it gets
+            // later has a higher revision. Revisions grow by less than one a microsecond too.
+            let next = "UPDATE configuration_revisions SET newest = max(newest + 1, ?1)
+                        RETURNING newest";
+            let was: i64 =
+                connection.query_row("SELECT newest FROM configuration_revisions", [], |row| row.get(0))?;
+            let next: i64 =
+                connection.query_row(next, [now.unix_timestamp() * 1_000_000], |row| row.get(0))?;
+            if was > 0 {
+                connection.execute("UPDATE configurations SET revision = ?1", [next])?;
+                // What was attached to the scope first after the backup is there no more.
+                connection.execute(
+                    "INSERT INTO configurations (device_id, revision, document, set_at)
+                     VALUES ('', ?1, NULL, ?2) ON CONFLICT (device_id) DO NOTHING",
+                    params![next, now.unix_timestamp()],
+                )?;
+            }
             let before: u32 =
                 connection.query_row("SELECT number FROM revocation_lists", [], |row| row.get(0))?;
             let after = list_number(before, backed_up_at, now);

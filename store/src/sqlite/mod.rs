@@ -12,6 +12,7 @@ mod audit;
 mod certificates;
 mod clock;
 mod columns;
+mod configurations;
 mod connection;
 pub(crate) mod dump;
 mod enrolments;
@@ -25,6 +26,7 @@ mod shared_keys;
 mod throw_away;
 mod trust;
 
+use std::ops::Range;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,8 +37,9 @@ use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::clock::Clocks;
+use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::contract::Store;
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
@@ -44,6 +47,7 @@ use crate::error::StoreError;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
+use crate::secrets::MadeBefore;
 use crate::trust::{AnchorRow, Trusted};
 
 pub use connection::{Sqlite, Transaction};
@@ -171,6 +175,15 @@ impl Store for Sqlite {
         Self::certificates(self)
     }
 
+    fn in_force(
+        &mut self,
+        key_id: &[u8],
+        at_work: Range<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<InForce, StoreError> {
+        Self::in_force(self, key_id, &at_work, now)
+    }
+
     fn add_identity(
         &mut self,
         identity: &NewIdentity,
@@ -192,8 +205,41 @@ impl Store for Sqlite {
         self.set_rights(name, rights)
     }
 
+    fn made_before(
+        &mut self,
+        time: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<MadeBefore, StoreError> {
+        Self::made_before(self, time, now)
+    }
+
     fn identities(&mut self) -> Result<Vec<IdentityRow>, StoreError> {
         Self::identities(self)
+    }
+
+    fn set_configuration(
+        &mut self,
+        target: Option<&DeviceId>,
+        document: Option<&[u8]>,
+        now: OffsetDateTime,
+    ) -> Result<Option<u64>, StoreError> {
+        self.set_configuration(target, document, now)
+    }
+
+    fn configuration(&mut self, device: &DeviceId) -> Result<Option<DueConfiguration>, StoreError> {
+        Self::configuration(self, device)
+    }
+
+    fn configurations(&mut self) -> Result<Vec<ConfigurationRow>, StoreError> {
+        Self::configurations(self)
+    }
+
+    fn newest_configuration(&mut self) -> Result<u64, StoreError> {
+        Self::newest_configuration(self)
+    }
+
+    fn configuration_changes(&mut self) -> Result<ConfigurationChanges, StoreError> {
+        Self::configuration_changes(self)
     }
 
     fn revoke_identity(

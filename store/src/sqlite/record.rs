@@ -7,7 +7,9 @@ use super::certificates::waiting;
 use super::connection::{Sqlite, Transaction};
 use super::records::records;
 use super::trust::anchors_version;
-use crate::act::{Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot};
+use crate::act::{
+    Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot, WaitingInQuestion,
+};
 use crate::error::StoreError;
 use crate::writes::{Planned, Write, active_ik, is_same};
 
@@ -64,11 +66,16 @@ impl Transaction<'_> {
         if let Some((_, at)) = write.in_force() {
             self.supersede(&write.ek_id(), at)?;
         }
-        if let Write::Renewal(new) = write {
-            self.end_waiting(new)?;
+        match write {
+            Write::Renewal(new) => self.end_waiting(new)?,
+            Write::Rekey(new) => self.end_other_waiting(new)?,
+            _ => {}
         }
         match write {
-            Write::Certificate(new) | Write::Waiting(new) | Write::Renewal(new) => {
+            Write::Certificate(new)
+            | Write::Waiting(new)
+            | Write::Renewal(new)
+            | Write::Rekey(new) => {
                 self.insert_certificate(new)?;
             }
             Write::Activation(new) => {
@@ -92,7 +99,12 @@ fn snapshot(connection: &Connection, question: &Question) -> Result<Snapshot, St
         IkInQuestion::OfActive => active_ik(&records),
     };
     let waiting = match ik_id {
-        Some(ik_id) if question.waiting => waiting(connection, &question.ek, &ik_id)?,
+        _ if question.waiting == WaitingInQuestion::OfEk => {
+            waiting(connection, &question.ek, None)?
+        }
+        Some(ik_id) if question.waiting == WaitingInQuestion::OfIk => {
+            waiting(connection, &question.ek, Some(&ik_id))?
+        }
         _ => Vec::new(),
     };
     let anchors = match question.device {

@@ -42,7 +42,8 @@ pub(super) fn records(
                 let (mut certificate, mut active) = (None, None);
                 if let Some(ik_id) = row.get(1)? {
                     let issued_at = time(2, row.get(2)?)?;
-                    certificate = Some(CertificateOnRecord { ik_id, issued_at });
+                    let in_force_since = time(6, row.get(6)?)?;
+                    certificate = Some(CertificateOnRecord { ik_id, issued_at, in_force_since });
                     let (der, serial): (Option<_>, _) = (row.get(4)?, row.get(3)?);
                     active = der.map(|der| ActiveCertificate { serial, ik_id, der });
                 }
@@ -141,7 +142,8 @@ pub(super) fn holder(
 const REGISTERED: &str = "
     SELECT d.device_id, c.ik_id, c.issued_at, c.serial,
            iif((?5 OR c.ik_id = ?3) AND c.not_after > ?4, c.der, NULL),
-           (SELECT count(*) FROM certificates r WHERE r.ek_id = d.ek_id AND r.confirmed_at > ?2)
+           (SELECT count(*) FROM certificates r WHERE r.ek_id = d.ek_id AND r.confirmed_at > ?2),
+           coalesce(c.confirmed_at, c.issued_at)
     FROM devices d LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active'
     WHERE d.ek_id = ?1";
 

@@ -147,6 +147,18 @@ CREATE TABLE restores (
 CREATE TABLE clock (latest INTEGER NOT NULL, accepted INTEGER NOT NULL) STRICT;
 INSERT INTO clock VALUES (0, 0);
 
+-- Documents that operators attach to devices or to the scope. A row outlives its document, so that the revision never goes back.
+CREATE TABLE configurations (
+    device_id TEXT PRIMARY KEY,         -- empty for the scope
+    revision  INTEGER NOT NULL,
+    document  BLOB,                     -- NULL once it was removed
+    set_at    INTEGER NOT NULL
+) STRICT;
+CREATE INDEX configurations_by_revision ON configurations (revision);
+-- The newest revision that was given.
+CREATE TABLE configuration_revisions (newest INTEGER NOT NULL) STRICT;
+INSERT INTO configuration_revisions VALUES (0);
+
 -- The number of the last revocation list (RFC 5280, 5.2.3).
 CREATE TABLE revocation_lists (number INTEGER NOT NULL) STRICT;
 INSERT INTO revocation_lists VALUES (0);

@@ -3,10 +3,12 @@
 use assay_ca_core::{Assurance, QUOTA_PERIOD, SharedKeyHolder};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::params;
+use time::OffsetDateTime;
 
 use super::columns::{ek_id, parsed};
 use super::connection::{Sqlite, Transaction};
 use crate::error::StoreError;
+use crate::secrets::MadeBefore;
 use crate::writes::{NewOffer, NewUse};
 
 impl Transaction<'_> {
@@ -72,6 +74,33 @@ impl Transaction<'_> {
 }
 
 impl Sqlite {
+    /// What was made before this time, and is still needed `now`.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn made_before(
+        &self,
+        time: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<MadeBefore, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT count(*), max(confirm_by),
+                    (SELECT count(*) FROM shared_keys WHERE is_used AND offered_at < ?1),
+                    (SELECT count(*) FROM certificates WHERE status = 'active'
+                     AND issued_at < ?1 AND not_after > ?2)
+             FROM certificates WHERE status = 'unconfirmed' AND issued_at < ?1 AND confirm_by > ?2",
+        )?;
+        let times = params![time.unix_timestamp(), now.unix_timestamp()];
+        Ok(statement.query_row(times, |row| {
+            Ok(MadeBefore {
+                waiting: row.get(0)?,
+                last_until: row.get(1)?,
+                shared_keys: row.get(2)?,
+                in_force: row.get(3)?,
+            })
+        })?)
+    }
+
     /// The EKs to which a shared key was offered under this device id. There is more than one only
     /// if the id passed from one EK to another; admission knows which EK has it now.
     ///

@@ -7,7 +7,8 @@ use assay_ca_core::{
 use assay_store::contract::Store;
 use assay_store::{
     Act, AnchorsVersion, AuditEntry, Basis, Change, Entry, IdInQuestion, IdentityCertificate,
-    IdentityRole, IkInQuestion, NewIdentity, Question, Recorded, Snapshot, StoreError, Whom,
+    IdentityRole, IkInQuestion, NewIdentity, Question, Recorded, Snapshot, StoreError,
+    WaitingInQuestion, Whom,
 };
 use assay_wire::{DeviceId, EkId, Rights, Scope};
 use sha2::{Digest, Sha256};
@@ -101,11 +102,32 @@ pub(crate) fn plan_to_renew(store: &mut Any, renewed: &CertificateFacts) -> Entr
     Entry { act: Act::Renew(renewed), basis, audit: None }
 }
 
+/// Plans as *certify* does for a device that keeps its certificate meanwhile.
+pub(crate) fn plan_to_rekey(store: &mut Any, new: &CertificateFacts) -> Entry {
+    let facts = CertificateFacts { confirm_by: Some(new.not_after), ..new.clone() };
+    let (ek, ik_id, der) = (facts.ek_id, facts.ik_id, vec![facts.serial[0]]);
+    let random = &mut rand_core::UnwrapErr(getrandom::SysRng);
+    let new = unchecked::renewed(facts, der, &key(), random).unwrap();
+    let basis = Some(basis(&mut **store, rekeying(ek, ik_id)).unwrap());
+    Entry { act: Act::Rekey(new), basis, audit: None }
+}
+
+/// The question of a rekey.
+pub(crate) fn rekeying(ek: EkId, ik_id: [u8; 32]) -> Question {
+    let waiting = WaitingInQuestion::OfEk;
+    Question { waiting, ..question(ek, "pump-1", ik_id, now()) }
+}
+
 /// The question of a renewal.
 pub(crate) fn renewing(ek: EkId) -> Question {
     let device = IdInQuestion::Due { derived: id("derived"), other_eks: Vec::new() };
     let ik = IkInQuestion::OfActive;
-    Question { device, ik, waiting: true, ..Question::about(ek, &id("derived"), now()) }
+    Question {
+        device,
+        ik,
+        waiting: WaitingInQuestion::OfIk,
+        ..Question::about(ek, &id("derived"), now())
+    }
 }
 
 /// A question about an EK, a device id and an IK.
@@ -209,7 +231,10 @@ pub(crate) fn shared_key(store: &mut Any, ek_id: EkId) -> Option<SharedKeyOnReco
 
 /// The unconfirmed certificates of an EK and IK.
 pub(crate) fn waiting(store: &mut Any, ek: EkId, serial: u8) -> Vec<Unconfirmed> {
-    let question = Question { waiting: true, ..question(ek, "nobody", sha256(&[serial]), now()) };
+    let question = Question {
+        waiting: WaitingInQuestion::OfIk,
+        ..question(ek, "nobody", sha256(&[serial]), now())
+    };
     store.snapshot(&question).unwrap().waiting
 }
 

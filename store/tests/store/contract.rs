@@ -11,16 +11,20 @@ use assay_ca_core::{
 use assay_server::directory::Directory;
 use assay_store::{
     Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
-    IdInQuestion, IdentityRole, NewEnrolment, Pruned, Question, Recorded, Removed, Renewed,
-    Retention, RevokedCertificates, StoreError, Tags, Trusted, Which, Whom, record_each,
+    IdInQuestion, IdentityRole, InForce, MadeBefore, NewEnrolment, Pruned, Question, Recorded,
+    Removed, Renewed, Retention, RevokedCertificates, StoreError, Tags, Trusted, Which, Whom,
+    record_each,
 };
-use assay_wire::{EkId, Identity, Rights, Scope};
+use assay_store::{ConfigurationChanges, DueConfiguration};
+use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::{Duration, OffsetDateTime};
 
 use crate::acts::*;
 use crate::fixture::{Any, Fixture, on_both};
 
 on_both! {
+    a_configuration_of_a_device_goes_before_the_scopes_and_its_revision_never_goes_back,
+    what_changed_last_is_told_and_a_document_that_is_not_there_is_not_removed,
     a_backend_has_the_rights_on_record_and_a_change_of_them_is_noticed,
     a_renewed_identity_has_several_certificates_until_the_old_ones_are_revoked,
     a_revoked_identity_is_let_in_no_more_and_is_not_renewed,
@@ -35,9 +39,13 @@ on_both! {
     a_registered_ek_keeps_its_id_when_it_is_enrolled,
     a_renewed_certificate_ends_nothing_until_it_comes_into_force,
     a_renewed_certificate_takes_the_place_of_what_waits_for_its_ek_and_ik,
+    a_certificate_for_another_ik_takes_the_place_of_what_waits_except_for_the_ik_in_force,
+    a_certificate_for_another_ik_ends_the_old_one_and_its_renewals_when_it_comes_into_force,
+    a_certificate_is_in_force_since_its_confirmation,
     certificate_that_comes_into_force_ends_what_waited_for_another_ik,
     a_removed_devices_id_is_free_and_its_certificates_are_not_good,
     a_retired_generation_never_returns,
+    a_secret_is_needed_by_what_was_made_before_it_was_replaced,
     an_active_certificate_that_has_expired_is_not_given_again,
     an_ek_is_enrolled_once_and_an_id_is_granted_once,
     an_ek_that_the_ca_does_not_know_can_be_disabled_and_is_trusted_no_more_for_it,
@@ -49,6 +57,7 @@ on_both! {
     batch_in_which_devices_meet_is_recorded_as_if_one_came_after_another,
     certificate_in_force_is_found_without_knowing_its_ik,
     certificate_is_confirmed_once,
+    certificates_in_force_are_counted_by_the_key_that_signed_them,
     certificate_to_confirm_is_found_until_its_time_is_over,
     certificates_of_a_device_are_counted_for_a_day,
     certificates_that_are_counted_are_not_forgotten,
@@ -466,6 +475,61 @@ fn device_that_does_not_exist_is_let_in_until_its_certificate_is_revoked_and_the
     assert_eq!(status(&mut store), CertificateStatus::Unknown);
 }
 
+fn a_configuration_of_a_device_goes_before_the_scopes_and_its_revision_never_goes_back(
+    fixture: &Fixture,
+) {
+    let mut store = fixture.store();
+    let (one, two) = (id("pump-1"), id("pump-2"));
+    assert_eq!(store.configuration(&one).unwrap(), None);
+    assert_eq!(store.newest_configuration().unwrap(), 0);
+    let due = |store: &mut Any, device| {
+        let DueConfiguration { revision, document } = store.configuration(device).unwrap().unwrap();
+        (revision, document.map(|document| String::from_utf8(document).unwrap()))
+    };
+    let mut set = |target: Option<&DeviceId>, document: Option<&str>| {
+        store.set_configuration(target, document.map(str::as_bytes), now()).unwrap().unwrap()
+    };
+    let first = set(None, Some("all"));
+    let own = set(Some(&one), Some("own"));
+    let third = set(None, Some("all again"));
+    assert!(first < own && own < third);
+    assert_eq!(due(&mut store, &one), (own, Some("own".into())));
+    assert_eq!(due(&mut store, &two), (third, Some("all again".into())));
+
+    let mut remove = |target| store.set_configuration(target, None, now()).unwrap().unwrap();
+    let fourth = remove(Some(&one));
+    assert!(fourth > third);
+    assert_eq!(due(&mut store, &one), (fourth, Some("all again".into())));
+    let mut remove = |target| store.set_configuration(target, None, now()).unwrap().unwrap();
+    let fifth = remove(None);
+    assert_eq!(due(&mut store, &one), (fifth, None));
+    assert_eq!(store.newest_configuration().unwrap(), fifth);
+    let rows = store.configurations().unwrap();
+    let found: Vec<_> = rows.iter().map(|row| (&row.device_id, row.revision)).collect();
+    assert_eq!(found, [(&None, fifth), (&Some(one), fourth)]);
+    assert!(rows.iter().all(|row| row.document.is_none() && row.set_at == now()));
+}
+
+fn what_changed_last_is_told_and_a_document_that_is_not_there_is_not_removed(fixture: &Fixture) {
+    let mut store = fixture.store();
+    assert_eq!(store.configuration_changes().unwrap(), ConfigurationChanges::default());
+    assert_eq!(store.set_configuration(None, None, now()).unwrap(), None);
+    assert_eq!(store.set_configuration(Some(&id("pump-1")), None, now()).unwrap(), None);
+    assert_eq!(store.newest_configuration().unwrap(), 0);
+
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    for n in 1..=40 {
+        let target = id(&format!("pump-{n}"));
+        store.set_configuration(Some(&target), Some(b"{}"), now()).unwrap();
+    }
+    let ConfigurationChanges { news, devices } = store.configuration_changes().unwrap();
+    assert_eq!((devices, news.devices.len(), news.newest()), (1, 32, 40));
+    // It does not name pump-8, so that one has to ask.
+    assert_eq!((news.newest_for(&id("pump-9")), news.newest_for(&id("pump-8"))), (9, 8));
+    store.set_configuration(None, Some(b"{}"), now()).unwrap();
+    assert_eq!(store.configuration_changes().unwrap().news.for_all, 41);
+}
+
 fn a_backend_has_the_rights_on_record_and_a_change_of_them_is_noticed(fixture: &Fixture) {
     let mut store = fixture.store();
     let first = Rights::new(["device/+/command/#"], ["device/#", "fleet/+/event"]).unwrap();
@@ -704,6 +768,35 @@ fn of_two_eks_with_a_shared_key_for_one_device_id_one_is_registered(fixture: &Fi
         Some(SharedKeyOnRecord { generation: 1, is_used: false, plain_srk_generation: 0 })
     );
     assert_eq!(store.devices().unwrap()[0].ek_id, ek(2));
+}
+
+fn a_secret_is_needed_by_what_was_made_before_it_was_replaced(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let needed = |store: &mut Any, time, now| store.made_before(time, now).unwrap();
+    let (replaced, until) = (now() + Duration::SECOND, now() + Duration::minutes(10));
+    assert_eq!(needed(&mut store, replaced, now()), MadeBefore::default());
+    add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
+    add(&mut store, &sealed(2, "pump-2", ek(2))).unwrap();
+    add(&mut store, &certificate(3, "pump-3", ek(3))).unwrap();
+    // Offered and used; offered again later; offered, but not used.
+    for (n, device) in [(4, "pump-4"), (5, "pump-5")] {
+        offer(&mut store, ek(n), device, 1);
+        accept(&mut store, ek(n), device, 1).unwrap();
+    }
+    offer_at(&mut store, ParentKind::Import, (ek(5), "pump-5", 2), replaced);
+    offer(&mut store, ek(6), "pump-6", 1);
+    let all = MadeBefore {
+        waiting: 2,
+        last_until: Some(until.unix_timestamp()),
+        in_force: 1,
+        shared_keys: 1,
+    };
+    assert_eq!(needed(&mut store, replaced, now()), all);
+    assert_eq!(needed(&mut store, now(), now()), MadeBefore::default(), "made after that");
+    assert!(confirm(&mut store, 1, now()));
+    assert_eq!(needed(&mut store, replaced, now()), MadeBefore { waiting: 1, in_force: 2, ..all });
+    let late = MadeBefore { in_force: 2, shared_keys: 1, ..MadeBefore::default() };
+    assert_eq!(needed(&mut store, replaced, until), late, "too late to confirm");
 }
 
 fn a_retired_generation_never_returns(fixture: &Fixture) {
@@ -1055,6 +1148,44 @@ fn certificate_is_confirmed_once(fixture: &Fixture) {
     }
 }
 
+/// A certificate of these tests consists of its serial number alone.
+fn certificates_in_force_are_counted_by_the_key_that_signed_them(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let none = InForce { active: 0, waiting: 0, last_ends: None };
+    let always = OffsetDateTime::UNIX_EPOCH..now() + Duration::days(1);
+    assert_eq!(store.in_force(&[1], always.clone(), now()).unwrap(), none);
+    let first = certificate(1, "pump-1", ek(1));
+    add(&mut store, &first).unwrap();
+    add(&mut store, &certificate(2, "pump-2", ek(2))).unwrap();
+    let one = InForce { active: 1, last_ends: Some(first.not_after.unix_timestamp()), ..none };
+    assert_eq!(store.in_force(&[1], always.clone(), now()).unwrap(), one);
+    assert_eq!(store.in_force(&[3], always.clone(), now()).unwrap(), none);
+    assert_eq!(store.in_force(&[1], always.clone(), first.not_after).unwrap(), none, "it ended");
+
+    // Of one that waits, nobody sees who signed it.
+    let waits = sealed(3, "pump-3", ek(3));
+    add(&mut store, &waits).unwrap();
+    let waiting = |store: &mut Any, at_work, at| store.in_force(&[9], at_work, at).unwrap().waiting;
+    let (issued_at, second) = (waits.issued_at, Duration::SECOND);
+    assert_eq!(waiting(&mut store, issued_at..issued_at + second, now()), 1);
+    assert_eq!(waiting(&mut store, issued_at - second..issued_at, now()), 0);
+    assert_eq!(waiting(&mut store, issued_at + second..always.end, now()), 0);
+    assert_eq!(waiting(&mut store, always.clone(), waits.confirm_by.unwrap()), 0, "too late");
+    assert_eq!(
+        store.in_force(&[9], always.clone(), now()).unwrap().last_ends,
+        Some(waits.not_after.unix_timestamp())
+    );
+    assert!(confirm(&mut store, 3, now()));
+    assert_eq!(store.in_force(&[3], always.clone(), now()).unwrap().active, 1);
+
+    // One that is superseded or revoked is no longer in force.
+    add(&mut store, &certificate(4, "pump-1", ek(1))).unwrap();
+    store.remove(&ek(2), now()).unwrap().unwrap();
+    for serial in [1, 2] {
+        assert_eq!(store.in_force(&[serial], always.clone(), now()).unwrap(), none);
+    }
+}
+
 fn certificate_in_force_is_found_without_knowing_its_ik(fixture: &Fixture) {
     let mut store = fixture.store();
     assert_eq!(store.snapshot(&renewing(ek(1))).unwrap().active, None);
@@ -1127,6 +1258,75 @@ fn a_renewed_certificate_takes_the_place_of_what_waits_for_its_ek_and_ik(fixture
     }
     assert_eq!(status(&mut store, 1), CertificateStatus::Active);
     assert!(!waiting(&mut store, ek(2), 1).is_empty(), "another EK's");
+}
+
+fn a_certificate_for_another_ik_takes_the_place_of_what_waits_except_for_the_ik_in_force(
+    fixture: &Fixture,
+) {
+    let mut store = fixture.store();
+    let old = certificate(1, "pump-1", ek(1));
+    add(&mut store, &old).unwrap();
+    let with = |serial, ek_id, ik_id| CertificateFacts { ik_id, ..sealed(serial, "pump-1", ek_id) };
+    add(&mut store, &with(2, ek(1), old.ik_id)).unwrap();
+    add(&mut store, &with(3, ek(1), [9; 32])).unwrap();
+    add(&mut store, &with(4, ek(2), [9; 32])).unwrap();
+    for serial in [5, 6] {
+        let entry = plan_to_rekey(&mut store, &with(serial, ek(1), [serial; 32]));
+        assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Done);
+    }
+    let due = [(1, "active"), (2, "unconfirmed"), (3, "revoked"), (4, "unconfirmed")];
+    for (serial, due) in due.into_iter().chain([(5, "revoked"), (6, "unconfirmed")]) {
+        let rows = store.certificates().unwrap();
+        let row = rows.iter().find(|row| row.serial == [serial; 16]).unwrap();
+        assert_eq!(row.status, due, "{serial}");
+    }
+    let found = store.snapshot(&rekeying(ek(1), [6; 32])).unwrap();
+    assert_eq!(found.active, None, "it is for another IK");
+    let waiting: Vec<_> = found.waiting.iter().map(|it| (it.serial[0], it.ik_id)).collect();
+    assert_eq!(waiting, [(6, [6; 32]), (2, old.ik_id)]);
+}
+
+fn a_certificate_for_another_ik_ends_the_old_one_and_its_renewals_when_it_comes_into_force(
+    fixture: &Fixture,
+) {
+    let mut store = fixture.store();
+    let later = now() + Duration::HOUR;
+    let old = certificate(1, "pump-1", ek(1));
+    add(&mut store, &old).unwrap();
+    let new = certificate(2, "pump-1", ek(1));
+    let entry = plan_to_rekey(&mut store, &new);
+    assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Done);
+    // Whoever has the old key renews it meanwhile.
+    let renewed =
+        CertificateFacts { ik_id: old.ik_id, issued_at: later, ..certificate(3, "pump-1", ek(1)) };
+    let entry = plan_to_renew(&mut store, &renewed);
+    assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Done);
+    assert_eq!(status(&mut store, 1), CertificateStatus::Active);
+    assert_eq!(status(&mut store, 2), CertificateStatus::Unconfirmed(ek(1)));
+
+    assert!(confirm(&mut store, 2, later + Duration::HOUR));
+    assert_eq!(status(&mut store, 1), CertificateStatus::Superseded);
+    assert_eq!(status(&mut store, 2), CertificateStatus::Active);
+    assert_eq!(status(&mut store, 3), CertificateStatus::Revoked, "it would bring the key back");
+    let revoked = store.revoked(later).unwrap();
+    let is_listed = |serial| {
+        let all = revoked.once_in_force.iter().chain(&revoked.never_in_force);
+        all.into_iter().any(|it| it.serial == [serial; 16])
+    };
+    assert_eq!([1, 2, 3].map(is_listed), [true, false, true]);
+}
+
+fn a_certificate_is_in_force_since_its_confirmation(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let later = now() + Duration::MINUTE;
+    let in_force = |store: &mut Any, ek_id| {
+        records(store, ek_id, later).registration.unwrap().certificate.unwrap().in_force_since
+    };
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    assert_eq!(in_force(&mut store, ek(1)), now());
+    add(&mut store, &sealed(2, "pump-2", ek(2))).unwrap();
+    assert!(confirm(&mut store, 2, later));
+    assert_eq!(in_force(&mut store, ek(2)), later);
 }
 
 fn certificate_that_comes_into_force_ends_what_waited_for_another_ik(fixture: &Fixture) {

@@ -161,6 +161,8 @@ fn progress_reaches_the_number_of_rows() {
 
 /// Adds rows to every table, with gaps in the numbers.
 fn fill(store: &mut Any) {
+    store.set_configuration(None, Some(b"{}"), now()).unwrap();
+    store.set_configuration(Some(&id("pump-1")), Some(b"\xa0"), now()).unwrap();
     store.record_scope(&scope()).unwrap();
     for n in [1, 2, 3] {
         store.add_anchor(&anchor(n)).unwrap();

@@ -17,7 +17,7 @@ use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{Assurance, CertificateFacts, unchecked};
 use assay_store::{
     Act, AuditEntry, Change, Changes, Entry, NewEnrolment, Question, Recorded, StoreError, Tags,
-    Whom,
+    WaitingInQuestion, Whom,
 };
 use assay_tests::Postgres as Server;
 use assay_wire::EkId;
@@ -255,7 +255,8 @@ impl Racer {
             basis: Some(before),
             audit: Some(audited("enroll", hex::encode(serial), device)),
         })?;
-        let basis = basis(&mut *self.store, Question { waiting: true, ..wanted })?;
+        let basis =
+            basis(&mut *self.store, Question { waiting: WaitingInQuestion::OfIk, ..wanted })?;
         let waiting = basis.snapshot.waiting.iter().find(|waiting| waiting.serial == serial);
         let Some(waiting) = waiting.filter(|_| may_have(&basis.snapshot.records, n, device)) else {
             return Ok(());

@@ -13,6 +13,7 @@ use crate::acts::*;
 use crate::fixture::{Any, Fixture, on_both};
 
 on_both! {
+    a_configuration_after_a_restore_is_newer_than_any_before,
     a_backup_has_everything_and_leaves_the_ca_as_it_is,
     a_backup_sees_one_moment_and_keeps_nobody_from_writing,
     a_restored_ca_is_held_until_it_is_resumed,
@@ -39,6 +40,26 @@ fn restored(fixture: &Fixture, shared_keys: SharedKeys) -> (Fixture, Raised) {
             (server, raised)
         }
     }
+}
+
+fn a_configuration_after_a_restore_is_newer_than_any_before(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let one = id("pump-1");
+    store.set_configuration(Some(&one), Some(b"before"), now()).unwrap();
+    let (new, _) = restored(fixture, SharedKeys::Retire);
+    // After the backup.
+    let lost = store.set_configuration(Some(&one), Some(b"lost"), now()).unwrap().unwrap();
+    let lost_of_all = store.set_configuration(None, Some(b"lost"), now()).unwrap().unwrap();
+
+    let mut store = new.store();
+    let due = store.configuration(&one).unwrap().unwrap();
+    assert_eq!(due.document.as_deref(), Some(&b"before"[..]));
+    assert!(due.revision > lost, "{due:?}");
+    let of_others = store.configuration(&id("pump-2")).unwrap().unwrap();
+    assert_eq!(of_others.document, None);
+    assert!(of_others.revision > lost_of_all, "{of_others:?}");
+    let next = store.set_configuration(Some(&one), Some(b"after"), now()).unwrap().unwrap();
+    assert!(next > due.revision);
 }
 
 fn status(store: &mut Any, serial: u8, device: &str) -> CertificateStatus {

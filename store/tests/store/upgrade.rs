@@ -14,7 +14,7 @@ use crate::acts::*;
 use crate::fixture::Fixture;
 
 /// For each version: its schema, and rows of the tables that changed with it.
-const VERSIONS: [(i64, &str, &str); 7] = [
+const VERSIONS: [(i64, &str, &str); 8] = [
     (
         1,
         include_str!("schemas/1.sql"),
@@ -87,11 +87,17 @@ const VERSIONS: [(i64, &str, &str); 7] = [
          UPDATE revocations SET connections = 4, list = 5;",
     ),
     (7, include_str!("schemas/7.sql"), "INSERT INTO writer VALUES ('0.1.0');"),
+    (
+        8,
+        include_str!("schemas/8.sql"),
+        "INSERT INTO identities VALUES ('operator', 'operator', '', '');
+         INSERT INTO identity_certificates VALUES (K4, 'operator', x'07', 80, 90, NULL);",
+    ),
 ];
 
 #[test]
 fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
-    for version in 1..=7 {
+    for version in 1..=8 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.db");
         make(&path, version);
@@ -145,7 +151,7 @@ fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
 fn upgraded_file_has_the_schema_of_a_new_one() {
     let fixture = Fixture::sqlite();
     let new = schema(&fixture.path());
-    for version in 1..=7 {
+    for version in 1..=8 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.db");
         make(&path, version);
@@ -160,7 +166,7 @@ fn file_is_copied_before_it_is_upgraded_and_the_copy_is_its_owners_alone() {
     let path = directory.path().join("assay.db");
     make(&path, 6);
     Sqlite::open(&path).unwrap();
-    let copy = directory.path().join("assay.db.before-8");
+    let copy = directory.path().join("assay.db.before-9");
     assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let copied = Connection::open(&copy).unwrap();
     let version: i64 = copied.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
@@ -206,7 +212,7 @@ fn upgrade_that_a_crash_cut_short_is_done_by_the_next_one_and_keeps_the_first_co
         name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255))";
     old.execute_batch(history).unwrap();
     drop(old);
-    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-8{suffix}"));
+    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-9{suffix}"));
     std::fs::write(copy(""), "the first").unwrap();
     let mut store = Database::Sqlite(path.clone()).open().unwrap();
     assert_eq!(store.certificates().unwrap().len(), 4);
@@ -253,7 +259,7 @@ fn copies_of_upgrades_that_fail_do_not_fill_the_disk() {
     assert!(matches!(Sqlite::open(&path), Err(StoreError::File(_))));
     let copies =
         directory.path().read_dir().unwrap().filter(|file| {
-            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-8")
+            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-9")
         });
     assert_eq!(copies.count(), 9);
 }
@@ -276,11 +282,11 @@ fn status_tells_what_stands_in_a_file_and_changes_nothing() {
     let path = directory.path().join("assay.db");
     make(&path, 5);
     let status = Database::Sqlite(path.clone()).status().unwrap();
-    assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 8));
-    assert!(!directory.path().join("assay.db.before-8").exists());
+    assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 9));
+    assert!(!directory.path().join("assay.db.before-9").exists());
     Database::Sqlite(path.clone()).upgrade().unwrap();
     let status = Database::Sqlite(path).status().unwrap();
-    assert_eq!((status.schema, &*status.writer), (8, env!("CARGO_PKG_VERSION")));
+    assert_eq!((status.schema, &*status.writer), (9, env!("CARGO_PKG_VERSION")));
 }
 
 /// Eight processes start at once. Each of them runs this test to open the file.
@@ -310,9 +316,9 @@ fn file_is_upgraded_once_however_many_open_it() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         assert!(path.with_extension(id.to_string()).exists(), "it opened nothing");
     }
-    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 8);
-    assert!(directory.path().join("assay.db.before-8").exists());
-    assert!(!directory.path().join("assay.db.before-8.2").exists());
+    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 9);
+    assert!(directory.path().join("assay.db.before-9").exists());
+    assert!(!directory.path().join("assay.db.before-9.2").exists());
 }
 
 /// SQLite refuses at once to switch to a write-ahead log then, whatever the timeout is.
@@ -373,6 +379,12 @@ fn rows_of(version: i64) -> String {
         4 => format!("{} INSERT INTO devices {unchanged}", of(4)),
         5 => format!("{} INSERT INTO devices {unchanged} {}", of(4), of(5)),
         7 => format!("{} {}", of(6).replace("3, 1, 70, 2, 2)", "3, 1, 70, 2, 2, 1)"), of(7)),
+        8 => {
+            let (unchanged, _) = of(6).split_once("INSERT INTO credentials").unwrap();
+            let (_, counters) = of(6).split_once("NULL);\n         UPDATE").unwrap();
+            let unchanged = unchanged.replace("3, 1, 70, 2, 2)", "3, 1, 70, 2, 2, 1)");
+            format!("{unchanged} {} {} UPDATE{counters}", of(7), of(8))
+        }
         version => of(version).into(),
     }
 }

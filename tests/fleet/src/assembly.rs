@@ -25,7 +25,7 @@ pub(crate) fn assemble(
 
     let eks =
         deal(count, ek_kind, |kind, count| factory.eks(kind, used.take("ek", kind.name(), count)))?;
-    let bounds: Vec<_> = match options.flow {
+    let bounds: Vec<_> = match options.flow.flow() {
         Flow::Ticket | Flow::Sealed => {
             let iks = deal(count, ik_kind, |kind, count| {
                 factory.iks(kind, used.take("ik", kind.name(), count))
@@ -41,11 +41,8 @@ pub(crate) fn assemble(
             parents.into_iter().map(Bound::Parent).collect()
         }
     };
-    let mut devices: Vec<_> = eks
-        .into_iter()
-        .zip(bounds)
-        .map(|(ek, bound)| Device { ek, bound, bad: None, churns: false })
-        .collect();
+    let mut devices: Vec<_> =
+        eks.into_iter().zip(bounds).map(|(ek, bound)| Device::new(ek, bound)).collect();
     spoil(&mut devices, options)?;
     Ok(devices)
 }
@@ -106,7 +103,7 @@ fn spoil(devices: &mut [Device], options: &Options) -> Result<()> {
     }
     if options.bad.iter().any(|bad| bad.kind == Bad::UntrustedVendor) {
         let stranger = Vendor::found()?;
-        for Device { ek: Ek { kind, key, certificate }, bad, .. } in devices {
+        for Device { ek: Ek { kind, key, certificate, .. }, bad, .. } in devices {
             if *bad == Some(Bad::UntrustedVendor) {
                 *certificate = stranger.certify(*kind, key.spki())?;
             }

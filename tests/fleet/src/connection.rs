@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use crate::paths::Paths;
 use crate::random;
 use crate::tally::Tally;
 
@@ -27,6 +28,8 @@ pub(crate) struct Broker {
     pub(crate) tls: Arc<ClientConfig>,
     /// The roots that `tls` trusts.
     pub(crate) roots: RootCertStore,
+    /// Verifies what the CA issues, by the same roots.
+    pub(crate) paths: Paths,
     pub(crate) scope: Scope,
 }
 

@@ -1,10 +1,15 @@
 //! A simulated device: its keys, and what it computes with them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use anyhow::{Context, Result};
 use assay_wire::{
-    ActivationReply, Bundle, EkId, EkPublic, ParentBundle, SealedCertificate, SealedReply,
+    ActivationReply, Bundle, CertificateList, DeviceId, EkId, EkPublic, ParentBundle,
+    SealedCertificate, SealedReply,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use minicbor::{Decode, Encode};
 
 use crate::bad::Bad;
 use crate::factory::{Ek, Ik, Parent};
@@ -18,6 +23,26 @@ pub(crate) struct Device {
     pub(crate) bad: Option<Bad>,
     /// Whether it drops its connection after the first reply, and begins again.
     pub(crate) churns: bool,
+    /// Whether it sleeps in this run.
+    pub(crate) sleeps: bool,
+    granted: Mutex<Option<Granted>>,
+    /// Whether the broker refused its certificate.
+    is_refused: AtomicBool,
+}
+
+/// A certificate and its device.
+#[derive(Clone, Encode, Decode)]
+pub(crate) struct Granted {
+    #[n(0)]
+    pub(crate) device_id: DeviceId,
+    #[n(1)]
+    pub(crate) chain: CertificateList<1>,
+    /// When the CA said that it is to be renewed, in seconds since 1970.
+    #[n(2)]
+    pub(crate) renew_at: Option<u64>,
+    /// Whether the CA knows that the device has it.
+    #[n(3)]
+    pub(crate) is_adopted: bool,
 }
 
 /// The key that the CA binds to the EK.
@@ -27,12 +52,41 @@ pub(crate) enum Bound {
 }
 
 impl Device {
+    pub(crate) fn new(ek: Ek, bound: Bound) -> Self {
+        let (granted, is_refused) = (Mutex::default(), AtomicBool::default());
+        Self { ek, bound, bad: None, churns: false, sleeps: false, granted, is_refused }
+    }
+
+    /// Its certificate.
+    pub(crate) fn granted(&self) -> Option<Granted> {
+        self.lock().clone()
+    }
+
+    /// Keeps a certificate in place of the one before.
+    pub(crate) fn keep(&self, granted: Granted) {
+        *self.lock() = Some(granted);
+        self.is_refused.store(false, Ordering::Relaxed);
+    }
+
+    /// The broker refuses its certificate.
+    pub(crate) fn refuse(&self) {
+        self.is_refused.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Granted>> {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The request of the ticket and the sealed flow.
     pub(crate) fn bundle(&self, ik: &Ik) -> Result<Bundle> {
         Ok(Bundle {
             device_id: None,
             ek_public: self.ek_public()?,
-            ek_certificates: vec![self.ek.certificate.as_slice().try_into()?].try_into()?,
+            ek_certificates: self.ek_certificates()?,
             ik_public: self.bound_area().try_into()?,
             csr: ik.csr.as_slice().try_into()?,
             other_eks: None,
@@ -44,7 +98,7 @@ impl Device {
         Ok(ParentBundle {
             device_id: None,
             ek_public: self.ek_public()?,
-            ek_certificates: vec![self.ek.certificate.as_slice().try_into()?].try_into()?,
+            ek_certificates: self.ek_certificates()?,
             parent_public: self.bound_area().try_into()?,
             other_eks: None,
         })
@@ -103,7 +157,11 @@ impl Device {
         )
     }
 
-    fn ek_public(&self) -> Result<EkPublic> {
+    pub(crate) fn ek_certificates(&self) -> Result<CertificateList<0>> {
+        Ok(vec![self.ek.certificate.as_slice().try_into()?].try_into()?)
+    }
+
+    pub(crate) fn ek_public(&self) -> Result<EkPublic> {
         if self.bad == Some(Bad::ForeignCertificate) {
             return Ok(self.ek.kind.area(self.ek.key.unique()).try_into()?);
         }

@@ -8,8 +8,8 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 
 use anyhow::{Context, Result};
@@ -24,6 +24,7 @@ use rcgen::{
 use crate::progress;
 use crate::tpm::area::{EkKind, IkKind, ParentKind, unique_modulus, unique_point};
 use crate::tpm::hash::Hash;
+use crate::tpm::signing_key::SigningKey;
 use crate::tpm::storage_key::{StorageKey, modulus};
 use crate::vendor::Vendor;
 
@@ -38,7 +39,15 @@ pub(crate) struct Factory {
 pub(crate) struct Ek {
     pub(crate) kind: EkKind,
     pub(crate) key: StorageKey,
+    pub(crate) pkcs8: Vec<u8>,
     pub(crate) certificate: Vec<u8>,
+}
+
+impl Ek {
+    pub(crate) fn new(kind: EkKind, pkcs8: &[u8], certificate: &[u8]) -> Result<Self> {
+        let key = StorageKey::from_pkcs8(kind.into(), pkcs8)?;
+        Ok(Self { kind, key, pkcs8: pkcs8.to_vec(), certificate: certificate.to_vec() })
+    }
 }
 
 /// An IK that has signed its request.
@@ -47,9 +56,33 @@ pub(crate) struct Ik {
     pub(crate) unique: Vec<u8>,
     pub(crate) spki: Vec<u8>,
     pub(crate) csr: Vec<u8>,
-    /// Its private half. Provisioning does not need it any more. A device that connects afterwards
-    /// does.
+    /// Its private half. Provisioning does not need it any more. A device that renews or connects
+    /// afterwards does.
     pub(crate) pkcs8: Vec<u8>,
+    key: OnceLock<SigningKey>,
+}
+
+impl Ik {
+    pub(crate) fn new(
+        kind: IkKind,
+        unique: Vec<u8>,
+        spki: Vec<u8>,
+        csr: Vec<u8>,
+        pkcs8: Vec<u8>,
+    ) -> Self {
+        Self { kind, unique, spki, csr, pkcs8, key: OnceLock::new() }
+    }
+
+    /// Reads its private half, which takes longer than to sign with it.
+    pub(crate) fn load(&self) -> Result<()> {
+        _ = self.key.set(SigningKey::from_pkcs8(self.kind, &self.pkcs8)?);
+        Ok(())
+    }
+
+    /// TPM2_Sign. The key must have been [loaded](Self::load).
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>> {
+        self.key.get().context("the IK is loaded")?.sign(message)
+    }
 }
 
 /// An import parent.
@@ -113,11 +146,7 @@ impl Factory {
         })?;
         let bar = progress::bar(records.len(), &format!("reading ek-{}", kind.name()));
         parallel(&records, &bar, |EkRecord { pkcs8, certificate }| {
-            Ok(Ek {
-                kind,
-                key: StorageKey::from_pkcs8(kind.into(), pkcs8)?,
-                certificate: certificate.clone(),
-            })
+            Ek::new(kind, pkcs8, certificate)
         })
     }
 
@@ -125,7 +154,7 @@ impl Factory {
     pub(crate) fn iks(&self, kind: IkKind, numbers: Range<usize>) -> Result<Vec<Ik>> {
         let records = self.records("ik", kind.name(), numbers, || make_ik(kind))?.into_iter();
         Ok(records
-            .map(|IkRecord { unique, spki, csr, pkcs8 }| Ik { kind, unique, spki, csr, pkcs8 })
+            .map(|IkRecord { unique, spki, csr, pkcs8 }| Ik::new(kind, unique, spki, csr, pkcs8))
             .collect())
     }
 

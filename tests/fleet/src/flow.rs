@@ -12,7 +12,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::bad::Bad;
 use crate::connection::{Broker, Connection, Lost, Question};
-use crate::device::{Bound, Device};
+use crate::device::{Bound, Device, Granted};
+use crate::factory::Ik;
 use crate::lanes::Lane;
 use crate::random;
 use crate::tally::Tally;
@@ -46,12 +47,6 @@ pub(crate) enum Line<'a> {
     Shared(&'a Lane),
 }
 
-/// A certificate and its device.
-pub(crate) struct Granted {
-    pub(crate) device_id: DeviceId,
-    pub(crate) chain: CertificateList<1>,
-}
-
 /// One attempt of one device.
 pub(crate) struct Attempt<'a> {
     pub(crate) device: &'a Device,
@@ -62,7 +57,7 @@ pub(crate) struct Attempt<'a> {
     pub(crate) began: &'a mut Option<Instant>,
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
     /// Runs the whole flow, and verifies what comes back. Returns the certificate with which a
     /// device connects, if the flow gives one.
     pub(crate) async fn provision(&mut self, flow: Flow) -> Result<Option<Granted>, Stop> {
@@ -76,7 +71,7 @@ impl Attempt<'_> {
                     return Err(unexpected());
                 };
                 let device_id = check_chain(&reply.chain, &self.ik()?.spki)?;
-                Ok(Some(Granted { device_id, chain: reply.chain }))
+                Ok(Some(granted(device_id, reply.chain, reply.renew_at)))
             }
             ReplyBody::Sealed(reply) => {
                 let ik = self.ik()?;
@@ -88,7 +83,7 @@ impl Attempt<'_> {
                     return Err(unexpected());
                 };
                 check_receipt(&reply.receipt, &sealed.receipt_sha256)?;
-                Ok(Some(Granted { device_id, chain: sealed.chain }))
+                Ok(Some(granted(device_id, sealed.chain, sealed.renew_at)))
             }
             ReplyBody::Activation(reply) => {
                 let Bound::Parent(parent) = &self.device.bound else { return Err(unexpected()) };
@@ -124,7 +119,7 @@ impl Attempt<'_> {
         self.send(kind, question).await
     }
 
-    fn ik(&self) -> Result<&crate::factory::Ik> {
+    pub(crate) fn ik(&self) -> Result<&'a Ik> {
         match &self.device.bound {
             Bound::Ik(ik) => Ok(ik),
             Bound::Parent(_) => Err(anyhow!("a device of the shared key flow has no IK")),
@@ -138,7 +133,11 @@ impl Attempt<'_> {
         Proof { claim, ticket: ticket.into() }
     }
 
-    async fn ask(&mut self, kind: &'static str, body: RequestBody) -> Result<ReplyBody, Stop> {
+    pub(crate) async fn ask(
+        &mut self,
+        kind: &'static str,
+        body: RequestBody,
+    ) -> Result<ReplyBody, Stop> {
         self.send(kind, question(body)).await
     }
 
@@ -174,7 +173,11 @@ fn question(body: RequestBody) -> Question {
     Question { id, message: Request { id, body }.encode(), response_topic: None }
 }
 
-fn unexpected() -> Stop {
+fn granted(device_id: DeviceId, chain: CertificateList<1>, renew_at: Option<u64>) -> Granted {
+    Granted { device_id, chain, renew_at, is_adopted: true }
+}
+
+pub(crate) fn unexpected() -> Stop {
     Stop::Wrong(anyhow!("the CA answered another question"))
 }
 
@@ -186,9 +189,9 @@ fn check_receipt(receipt: &Receipt, sha256: &[u8; 32]) -> Result<()> {
 /// Checks that the certificate is for this key, and that its issuer comes with it. Returns the
 /// device id in it.
 ///
-/// Signatures are left to the end-to-end tests of the device. Verifying them here would cost more
-/// than the CA spends on making them.
-fn check_chain(chain: &CertificateList<1>, spki: &[u8]) -> Result<DeviceId> {
+/// Signatures are left to [`Paths`](crate::paths::Paths), and in the flows to the end-to-end tests
+/// of the device. Verifying them here would cost more than the CA spends on making them.
+pub(crate) fn check_chain(chain: &CertificateList<1>, spki: &[u8]) -> Result<DeviceId> {
     let (_, leaf) = X509Certificate::from_der(&chain[0]).context("not a certificate")?;
     ensure!(leaf.public_key().raw == spki, "the certificate is for another key");
     let name = leaf.subject().iter_common_name().next().and_then(|name| name.as_str().ok());

@@ -13,7 +13,6 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -29,28 +28,33 @@ pub(crate) struct Member {
 /// thousand connections.
 pub(crate) struct Held(TlsStream<TcpStream>);
 
-/// Connects all of `members` to the operational listener, each under its own device id.
+/// Connects all of `members` to the operational listener, each under its own device id. The results
+/// are in the order of the members.
 pub(crate) async fn connect(
     members: Vec<Member>,
     listener: SocketAddr,
     roots: &RootCertStore,
     bar: &ProgressBar,
-) -> Result<Vec<Held>> {
+) -> Result<Vec<Result<Held>>> {
     rlimit::increase_nofile_limit(u64::MAX)?;
     let roots = Arc::new(roots.clone());
     let places = Arc::new(Semaphore::new(AT_ONCE));
-    let mut connecting = JoinSet::new();
+    let mut connecting = Vec::new();
     for (number, member) in members.into_iter().enumerate() {
         let (roots, places, bar) = (Arc::clone(&roots), Arc::clone(&places), bar.clone());
-        connecting.spawn(async move {
+        connecting.push(tokio::spawn(async move {
             // Unwrap safety: the semaphore is never closed.
             let _place = places.acquire().await.unwrap();
             let held = Held::open(number, &member, listener, &roots).await;
             bar.inc(1);
             held.with_context(|| format!("device {} cannot connect", member.device_id))
-        });
+        }));
     }
-    connecting.join_all().await.into_iter().collect()
+    let mut connected = Vec::new();
+    for connection in connecting {
+        connected.push(connection.await?);
+    }
+    Ok(connected)
 }
 
 impl Held {

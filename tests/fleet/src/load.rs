@@ -1,36 +1,38 @@
 //! Starts devices, in a closed or an open loop, and runs each to its end.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use assay_mqtt::Backoff;
-use assay_wire::{Flow, Problem, ProblemCode};
+use assay_wire::{Problem, ProblemCode};
 use indicatif::ProgressBar;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
 use crate::connection::{Broker, Connection, Lost};
-use crate::device::{Bound, Device};
-use crate::flow::{Attempt, Granted, Line, Stop};
-use crate::hold::Member;
+use crate::device::Device;
+use crate::flow::{Attempt, Line, Stop};
 use crate::lanes::Lane;
+use crate::options::Course;
 use crate::random;
 use crate::tally::Tally;
 
 /// A fleet before a broker.
 pub(crate) struct Fleet {
-    pub(crate) devices: Vec<Device>,
-    pub(crate) flow: Flow,
+    pub(crate) devices: Arc<Vec<Device>>,
+    pub(crate) course: Course,
     pub(crate) broker: Arc<Broker>,
     /// Empty if devices share no connections.
     pub(crate) lanes: Vec<Lane>,
     /// How many connections of single devices there may be at once.
     pub(crate) own: Semaphore,
     pub(crate) tally: Arc<Tally>,
-    /// Devices that got a certificate, if they are to connect afterwards.
-    pub(crate) members: Option<Mutex<Vec<Member>>>,
+    /// Whether devices renew before the CA told them to.
+    pub(crate) at_once: bool,
+    /// Whether devices keep what they get.
+    pub(crate) keeps: bool,
     pub(crate) bar: ProgressBar,
 }
 
@@ -95,6 +97,9 @@ impl Fleet {
 
     /// One device, from its first attempt to its end. `place` chooses its lane.
     async fn live(&self, device: &Device, place: usize, due: Option<Instant>) {
+        if device.sleeps {
+            return self.bar.inc(1);
+        }
         let (mut began, started) = (due, Instant::now());
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let (mut restarts, mut churns) = (0, device.churns);
@@ -127,9 +132,7 @@ impl Fleet {
                 Err(Stop::Wrong(error)) => break self.tally.failed(format!("{error:#}")),
             };
             if started.elapsed() > PATIENCE {
-                break self
-                    .tally
-                    .failed(format!("not provisioned within {} s", PATIENCE.as_secs()));
+                break self.tally.failed(format!("not done within {} s", PATIENCE.as_secs()));
             }
             sleep(backoff.next(wait, u32::from_ne_bytes(random()))).await;
         }
@@ -145,7 +148,7 @@ impl Fleet {
 
     /// Whether this is the problem with which the CA must refuse this device.
     fn is_due(&self, device: &Device, problem: &Problem) -> bool {
-        device.bad.is_some_and(|bad| bad.problem(self.flow) == Some(problem.code))
+        device.bad.is_some_and(|bad| bad.problem(self.course.flow()) == Some(problem.code))
     }
 
     async fn attempt(
@@ -154,26 +157,36 @@ impl Fleet {
         place: usize,
         began: &mut Option<Instant>,
     ) -> Result<(), Stop> {
-        let granted = if let Some(lane) = self.lanes.get(place % self.lanes.len().max(1)) {
+        if let Some(lane) = self.lanes.get(place % self.lanes.len().max(1)) {
             let _seat = lane.seat().await;
-            self.on(&Line::Shared(lane), device, began).provision(self.flow).await?
+            self.speak(&Line::Shared(lane), device, began).await
         } else {
             let (_permit, line) = self.own_line().await?;
-            self.on(&line, device, began).provision(self.flow).await?
-        };
-        if let (Some(members), Some(Granted { device_id, chain }), Bound::Ik(ik)) =
-            (&self.members, granted, &device.bound)
-        {
-            let member = Member { device_id, chain, key: ik.pkcs8.clone() };
-            members.lock().unwrap_or_else(PoisonError::into_inner).push(member);
+            self.speak(&line, device, began).await
         }
-        Ok(())
+    }
+
+    async fn speak(
+        &self,
+        line: &Line<'_>,
+        device: &Device,
+        began: &mut Option<Instant>,
+    ) -> Result<(), Stop> {
+        let mut attempt = self.on(line, device, began);
+        match self.course {
+            Course::Renew => attempt.keep_good(self.at_once).await,
+            Course::Provision(flow) => {
+                let granted = attempt.provision(flow).await?;
+                granted.filter(|_| self.keeps).into_iter().for_each(|granted| device.keep(granted));
+                Ok(())
+            }
+        }
     }
 
     /// An attempt that ends without a DISCONNECT once the CA has answered.
     async fn break_off(&self, device: &Device, began: &mut Option<Instant>) -> Result<(), Stop> {
         let (_permit, line) = self.own_line().await?;
-        self.on(&line, device, began).first_reply(self.flow).await?;
+        self.on(&line, device, began).first_reply(self.course.flow()).await?;
         if let Line::Own(connection) = line {
             connection.break_off();
         }

@@ -23,9 +23,10 @@ pub(crate) struct Options {
     /// How many devices there are
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) devices: u32,
-    /// ticket, sealed or shared-key
+    /// ticket, sealed or shared-key; or renew: devices that have a certificate renew it once.
+    /// Without --state they get that certificate first, which is not measured
     #[arg(long, default_value = "ticket")]
-    pub(crate) flow: Flow,
+    pub(crate) flow: Course,
     /// Kinds of endorsement keys, dealt in turn. Making an RSA key takes a tenth of a second, once
     #[arg(long, value_name = "KINDS", value_delimiter = ',', default_value = "p-256")]
     pub(crate) ek: Vec<EkKind>,
@@ -65,13 +66,27 @@ pub(crate) struct Options {
     /// The root certificate of that broker and its CA
     #[arg(long, value_name = "FILE", requires = "broker")]
     pub(crate) ca_root: Option<PathBuf>,
+    /// The operational listener of that broker, for --hold
+    #[arg(long, value_name = "URL", requires = "broker")]
+    pub(crate) operational: Option<BrokerUrl>,
     /// The scope of that CA
     #[arg(long, default_value = "default")]
     pub(crate) scope: Scope,
     /// When all are done, connect each with its certificate, and report the server's memory with
-    /// all of them connected
-    #[arg(long, conflicts_with = "broker")]
+    /// all of them connected. Fails if one is not let in
+    #[arg(long)]
     pub(crate) hold: bool,
+    /// Keep the devices with their keys and certificates in this file (mode 0600) for later runs.
+    /// If it exists, the devices are those in it, and --devices, --ek and --ik do not count
+    #[arg(long, value_name = "FILE", requires = "broker")]
+    pub(crate) state: Option<PathBuf>,
+    /// Share of the devices in --state that sleep: they do nothing in this run. The same share is
+    /// the same devices
+    #[arg(long, value_name = "SHARE", requires = "state", default_value_t = 0.0, value_parser = share_of_one)]
+    pub(crate) asleep: f64,
+    /// Where the CA of this run is on record
+    #[arg(long, value_enum, conflicts_with = "broker", default_value_t = Store::Sqlite)]
+    pub(crate) store: Store,
     /// Print only the files of the test vendor's certificates, for `assay trust add` in the CA of
     /// --broker
     #[arg(long)]
@@ -88,6 +103,50 @@ pub(crate) struct Options {
     pub(crate) cache: Option<PathBuf>,
 }
 
+/// What devices do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Course {
+    /// They are provisioned.
+    Provision(Flow),
+    /// They renew what they have.
+    Renew,
+}
+
+impl Course {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Provision(flow) => flow.name(),
+            Self::Renew => "renew",
+        }
+    }
+
+    /// The flow by which devices get what they have.
+    pub(crate) fn flow(self) -> Flow {
+        match self {
+            Self::Provision(flow) => flow,
+            Self::Renew => Flow::Ticket,
+        }
+    }
+}
+
+impl FromStr for Course {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "renew" => Ok(Self::Renew),
+            text => Ok(Self::Provision(text.parse()?)),
+        }
+    }
+}
+
+/// A kind of store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Store {
+    Sqlite,
+    Postgres,
+}
+
 /// Whether connections are shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Reuse {
@@ -99,9 +158,18 @@ impl Options {
     /// Refuses options that do not fit together.
     pub(crate) fn check(&self) -> Result<()> {
         self.connections()?;
+        let has_certificates = self.flow != Course::Provision(Flow::SharedKey);
         ensure!(
-            !self.hold || self.flow != Flow::SharedKey,
-            "--hold: devices of flow shared-key get no certificate"
+            has_certificates || !self.hold && self.state.is_none(),
+            "--hold, --state: devices of flow shared-key get no certificate"
+        );
+        ensure!(
+            !self.hold || self.broker.is_none() || self.operational.is_some(),
+            "--hold: name the listener for devices with --operational"
+        );
+        ensure!(
+            self.flow != Course::Renew || self.bad.is_empty() && self.churn == 0.0,
+            "--bad, --churn: flow renew has no such requests"
         );
         let bad: f64 = self.bad.iter().map(|bad| bad.share).sum();
         ensure!(
@@ -111,9 +179,9 @@ impl Options {
         for BadShare { kind, .. } in &self.bad {
             let name = kind.name();
             ensure!(
-                kind.problem(self.flow).is_some(),
+                kind.problem(self.flow.flow()).is_some(),
                 "--bad {name}: flow {} has no such request",
-                self.flow
+                self.flow.name()
             );
         }
         Ok(())
@@ -131,7 +199,8 @@ impl Options {
             Reuse::PerDevice => "a connection each",
         };
         let ek = names(self.ek.iter().map(|kind| kind.name()).collect());
-        format!("{} devices, flow {}, EK {ek}, {pace}, {connection}", self.devices, self.flow)
+        let flow = self.flow.name();
+        format!("{} devices, flow {flow}, EK {ek}, {pace}, {connection}", self.devices)
     }
 
     /// How many connections there may be at once.
@@ -186,4 +255,6 @@ Examples:
   assay-fleet --devices 10000 --rate 500                            500 new devices a second, \
                         whatever happens
   assay-fleet --devices 10000 --hold                                what ten thousand connected \
-                        devices cost a server";
+                        devices cost a server
+  assay-fleet --devices 10000 --flow renew --store postgres         how fast ten thousand devices \
+                        renew";

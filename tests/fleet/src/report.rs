@@ -7,6 +7,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::device::Device;
 use crate::options::{Options, Reuse};
 use crate::server::{Memory, ServerUsage};
 use crate::tally::Counts;
@@ -63,12 +64,16 @@ pub(crate) struct Held {
     connections: usize,
     /// Until all were connected.
     seconds: f64,
-    /// With all of them connected.
-    server_memory_kib: Memory,
+    /// With all of them connected, if this program started the server.
+    server_memory_kib: Option<Memory>,
 }
 
 impl Held {
-    pub(crate) fn new(connections: usize, took: Duration, server_memory_kib: Memory) -> Self {
+    pub(crate) fn new(
+        connections: usize,
+        took: Duration,
+        server_memory_kib: Option<Memory>,
+    ) -> Self {
         Self { connections, seconds: round(took.as_secs_f64(), 3), server_memory_kib }
     }
 }
@@ -80,6 +85,9 @@ pub(crate) struct Devices {
     pub(crate) refused: usize,
     pub(crate) failed: usize,
     pub(crate) churned: usize,
+    /// Devices that could not renew what they had, and proved their TPMs anew.
+    pub(crate) came_back: usize,
+    pub(crate) asleep: usize,
 }
 
 #[derive(Serialize)]
@@ -104,6 +112,8 @@ pub(crate) struct Latency {
 pub(crate) struct Cpu {
     ca: Option<f64>,
     broker: Option<f64>,
+    /// PostgreSQL, if that is the store.
+    store: Option<f64>,
     fleet: f64,
 }
 
@@ -121,12 +131,15 @@ impl Report {
     pub(crate) fn new(
         options: &Options,
         connections: usize,
+        devices: &[Device],
         counts: &Counts,
         usage: &Usage,
         held: Option<Held>,
     ) -> Self {
         let [refused, failed] = [counts.refused.values().sum(), counts.failed.values().sum()];
-        let per_device = |seconds: f64| round(seconds * 1e6 / f64::from(options.devices), 1);
+        let asleep = devices.iter().filter(|device| device.sleeps).count();
+        let awake = (devices.len() - asleep).max(1) as f64;
+        let per_device = |seconds: f64| round(seconds * 1e6 / awake, 1);
         let rate = |done: usize, time: Duration| round(done as f64 / time.as_secs_f64(), 1);
         let server = usage.server.as_ref();
         Self {
@@ -144,11 +157,13 @@ impl Report {
                 ramp_seconds: options.ramp,
             },
             devices: Devices {
-                all: options.devices as usize,
+                all: devices.len(),
                 done: counts.done,
                 refused,
                 failed,
                 churned: counts.churned,
+                came_back: counts.came_back,
+                asleep,
             },
             seconds: round(usage.took.as_secs_f64(), 3),
             devices_per_second: rate(counts.done, usage.took),
@@ -168,6 +183,7 @@ impl Report {
             cpu_us_per_device: Cpu {
                 ca: server.map(|used| per_device(used.ca)),
                 broker: server.map(|used| per_device(used.broker)),
+                store: server.and_then(|used| used.store).map(per_device),
                 fleet: per_device(usage.own),
             },
             server_memory_kib: server.map(|used| used.memory),
@@ -182,7 +198,7 @@ impl Report {
 
     /// The report as a table for people.
     pub(crate) fn table(&self) -> String {
-        let Devices { all, done, refused, failed, churned } = self.devices;
+        let Devices { all, done, refused, failed, churned, came_back, asleep } = self.devices;
         let mut text = String::new();
         let mut line = |label: &str, value: String| {
             // Writing to a String cannot fail.
@@ -192,6 +208,9 @@ impl Report {
             "devices",
             format!("{all}: {done} done, {refused} refused, {failed} failed; {churned} churned"),
         );
+        if came_back + asleep > 0 {
+            line("", format!("{came_back} proved their TPMs anew, {asleep} slept"));
+        }
         line("time", format!("{:.1} s", self.seconds));
         line("throughput", format!("{:.0} devices/s", self.devices_per_second));
         if let Some(Arriving { seconds, done, devices_per_second }) = &self.while_arriving {
@@ -201,28 +220,26 @@ impl Report {
             );
         }
         line("connections", self.connections.to_string());
-        let Cpu { ca, broker, fleet } = &self.cpu_us_per_device;
+        let Cpu { ca, broker, store, fleet } = &self.cpu_us_per_device;
         let micros = |time: &Option<f64>| time.map_or("?".into(), |time| format!("{time:.0}"));
         line(
             "processor, µs/device",
             format!("CA {}, broker {}, fleet {fleet:.0}", micros(ca), micros(broker)),
         );
+        if let Some(store) = store {
+            line("  PostgreSQL", format!("{store:.0}"));
+        }
         if let Some(Memory { now, peak }) = self.server_memory_kib {
             line(
                 "server memory",
                 format!("{:.1} MiB, {:.1} MiB at most", now as f64 / 1024.0, peak as f64 / 1024.0),
             );
         }
-        if let Some(Held { connections, seconds, server_memory_kib: Memory { now, .. } }) =
-            &self.held
-        {
-            line(
-                "connected afterwards",
-                format!(
-                    "{connections} in {seconds:.1} s; server memory {:.1} MiB",
-                    *now as f64 / 1024.0
-                ),
-            );
+        if let Some(Held { connections, seconds, server_memory_kib }) = &self.held {
+            let memory = server_memory_kib.map_or_else(String::new, |Memory { now, .. }| {
+                format!("; server memory {:.1} MiB", now as f64 / 1024.0)
+            });
+            line("connected afterwards", format!("{connections} in {seconds:.1} s{memory}"));
         }
         let columns = |cells: [&str; 6]| cells.map(|cell| format!("{cell:>9}")).concat();
         line(

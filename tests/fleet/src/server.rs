@@ -10,6 +10,8 @@ pub(crate) struct ServerUsage {
     pub(crate) ca: f64,
     /// Seconds of all others: TLS, MQTT, and the worker's own connection.
     pub(crate) broker: f64,
+    /// Seconds of PostgreSQL's processes, if the CA is on record there.
+    pub(crate) store: Option<f64>,
     pub(crate) memory: Memory,
 }
 
@@ -23,8 +25,8 @@ pub(crate) struct Memory {
 }
 
 impl ServerUsage {
-    /// The usage of the `assay serve` with this process id.
-    pub(crate) fn of(pid: u32) -> Result<Self> {
+    /// The usage of the `assay serve` with this process id, and of the PostgreSQL with the other.
+    pub(crate) fn of(pid: u32, postgres: Option<u32>) -> Result<Self> {
         let process = Process::new(i32::try_from(pid)?).context("the server has ended")?;
         let mut ca = 0;
         for task in process.tasks()? {
@@ -40,13 +42,32 @@ impl ServerUsage {
         let status = process.status()?;
         let (now, peak) = (status.vmrss.context("no VmRSS")?, status.vmhwm.context("no VmHWM")?);
         let broker = (all.utime + all.stime).saturating_sub(ca);
-        Ok(Self { ca: seconds(ca), broker: seconds(broker), memory: Memory { now, peak } })
+        let store = postgres.map(family).transpose()?;
+        let memory = Memory { now, peak };
+        Ok(Self { ca: seconds(ca), broker: seconds(broker), store, memory })
     }
 
     /// The processor time since `before`, and the memory now.
     pub(crate) fn since(self, before: &Self) -> Self {
-        Self { ca: self.ca - before.ca, broker: self.broker - before.broker, ..self }
+        let store = self.store.zip(before.store).map(|(after, before)| after - before);
+        Self { ca: self.ca - before.ca, broker: self.broker - before.broker, store, ..self }
     }
+}
+
+/// The processor time of a process and its children, those that have ended included, in seconds.
+fn family(pid: u32) -> Result<f64> {
+    let parent = Process::new(i32::try_from(pid)?)?.stat()?;
+    let mut ticks = parent.utime + parent.stime;
+    ticks += u64::try_from(parent.cutime + parent.cstime).unwrap_or_default();
+    for process in procfs::process::all_processes()? {
+        // Others come and go.
+        if let Ok(stat) = process.and_then(|process| process.stat())
+            && stat.ppid == parent.pid
+        {
+            ticks += stat.utime + stat.stime;
+        }
+    }
+    Ok(seconds(ticks))
 }
 
 /// The processor time of this process up to now, in seconds.

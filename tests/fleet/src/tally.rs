@@ -19,6 +19,7 @@ pub(crate) struct Counts {
     pub(crate) refused: BTreeMap<&'static str, usize>,
     pub(crate) failed: BTreeMap<String, usize>,
     pub(crate) churned: usize,
+    pub(crate) came_back: usize,
     pub(crate) problems: BTreeMap<&'static str, usize>,
     pub(crate) lost: BTreeMap<String, usize>,
     pub(crate) connections: usize,
@@ -39,6 +40,7 @@ impl Tally {
                 refused: BTreeMap::new(),
                 failed: BTreeMap::new(),
                 churned: 0,
+                came_back: 0,
                 problems: BTreeMap::new(),
                 lost: BTreeMap::new(),
                 connections: 0,
@@ -69,6 +71,11 @@ impl Tally {
     /// A device dropped its connection on purpose.
     pub(crate) fn churned(&self) {
         self.counts().churned += 1;
+    }
+
+    /// A device that could not renew what it had proved its TPM anew.
+    pub(crate) fn came_back(&self) {
+        self.counts().came_back += 1;
     }
 
     /// A problem came as the answer to a request.

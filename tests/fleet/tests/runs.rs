@@ -1,6 +1,7 @@
 //! `assay-fleet` as a process, against a served CA.
 
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::thread;
 
@@ -36,6 +37,61 @@ fn every_ek_is_provisioned_in_the_shared_key_flow() -> Result<()> {
     let report = report(&[&EVERY_EK[..], &["--flow", "shared-key"]].concat())?;
     assert_eq!(report["devices"]["done"], 14, "{report:#}");
     Ok(())
+}
+
+#[test]
+fn devices_with_every_ek_and_every_ik_renew_and_adopt_once() -> Result<()> {
+    let keys = ["--ik", "p-256,p-384,rsa-2048", "--hold"];
+    for store in ["sqlite", "postgres"] {
+        let renew = ["--flow", "renew", "--store", store];
+        let report = report(&[&EVERY_EK[..], &keys, &renew].concat())?;
+        let latencies = &report["latency_ms"];
+        for request in ["renew", "adopt"] {
+            assert_eq!(latencies[request]["count"], 14, "{store}: {report:#}");
+        }
+        assert_eq!(report["devices"]["done"], 14, "{store}: {report:#}");
+        assert_eq!(report["held"]["connections"], 14, "{store}: {report:#}");
+        assert!(latencies["challenge"].is_null(), "what comes before is not measured: {report:#}");
+        assert_eq!(report["cpu_us_per_device"]["store"].is_number(), store == "postgres");
+    }
+    Ok(())
+}
+
+#[test]
+fn kept_devices_connect_in_a_later_run_unless_they_sleep_and_come_back_if_they_are_refused()
+-> Result<()> {
+    let (dir, cache) = (assay_tests::AssayDir::init()?, tempfile::tempdir()?);
+    let server = assay_tests::AssayServer::start(&dir)?;
+    let vendor = assay_tests::run(fleet()?.arg("--vendor").arg("--cache").arg(cache.path()))?;
+    let vendor = String::from_utf8(vendor.stdout)?;
+    assay_tests::run(dir.assay(&["trust", "add"])?.args(vendor.lines()))?;
+    let state = cache.path().join("state");
+    let run = |arguments: &[&str]| -> Result<Value> {
+        let mut known = fleet()?;
+        known.args(["--json", "--hold", "--broker", &server.bootstrap]);
+        known.args(["--operational", &server.operational, "--ca-root"]).arg(dir.root_pem());
+        known.arg("--cache").arg(cache.path()).arg("--state").arg(&state).args(arguments);
+        let report: Value = serde_json::from_slice(&assay_tests::run(&mut known)?.stdout)?;
+        Ok(report)
+    };
+    let first = run(&["--devices", "4"])?;
+    assert_eq!(first["held"]["connections"], 4, "{first:#}");
+    assert_eq!(std::fs::metadata(&state)?.permissions().mode() & 0o777, 0o600);
+
+    let second = run(&["--flow", "renew", "--asleep", "0.5"])?;
+    let devices = &second["devices"];
+    assert_eq!((&devices["done"], &devices["asleep"]), (&2.into(), &2.into()), "{second:#}");
+    assert_eq!(second["held"]["connections"], 2, "{second:#}");
+    assert!(second["latency_ms"]["renew"].is_null(), "nothing is due: {second:#}");
+
+    let rows = dir.list("devices")?;
+    let lost = rows[0]["device_id"].as_str().context("an id")?;
+    assay_tests::run(&mut dir.assay(&["enroll", "remove", lost])?)?;
+    let third = run(&["--flow", "renew"])?;
+    assert_eq!(third["devices"]["came_back"], 1, "{third:#}");
+    assert_eq!(third["held"]["connections"], 4, "{third:#}");
+    assert_eq!(dir.list("devices")?.len(), 4, "they are the same devices");
+    server.stop()
 }
 
 #[test]

@@ -14,7 +14,8 @@ use assay_ca_core::{
 use assay_pair::{Op, play};
 use assay_server::ek_list::{Defaults, read_csv};
 use assay_wire::{
-    EkPublic, Flow, Head, MAX_CERTIFICATES, ParentBundle, Reply, Request, SealedCertificate,
+    Configuration, ConfigurationNews, EkPublic, Flow, Head, MAX_CERTIFICATES, ParentBundle, Reply,
+    Request, SealedCertificate, SignedConfiguration,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -33,6 +34,15 @@ pub fn wire(bytes: &[u8]) {
     }
     if let Ok(sealed) = SealedCertificate::decode(bytes) {
         assert_eq!(sealed.encode(), bytes);
+    }
+    if let Ok(signed) = SignedConfiguration::decode(bytes) {
+        assert_eq!(signed.encode(), bytes);
+    }
+    if let Ok(configuration) = Configuration::decode(bytes) {
+        assert_eq!(configuration.encode(), bytes);
+    }
+    if let Ok(news) = ConfigurationNews::decode(bytes) {
+        assert_eq!(news.encode(), bytes);
     }
 }
 
@@ -119,7 +129,7 @@ pub fn token(bytes: &[u8]) {
     assert_eq!(token.device_id().as_str(), user);
     let profile = Profile::default().with_flows(Flow::ALL.to_vec()).expect("there are flows");
     let offered = profile.offer().expect("all are offered");
-    let (scope, master) = ("default".parse().expect("a scope"), MasterSecret::new([7; 32]));
+    let (scope, master) = ("default".parse().expect("a scope"), MasterSecret::new([7; 32]).into());
     let device =
         AuthenticatedDevice::verify(offered, token, &scope, &master, [9; 32].into(), &[1], now());
     assert!(device.is_err(), "a signature without the key");

@@ -70,13 +70,16 @@ impl Ca {
         Self {
             keys: Keys {
                 scope: scope.clone(),
-                ticket_key: TicketKey::generate(&mut rng),
-                master: MasterSecret::generate(&mut rng),
-                issuer: FACTORY.issuer(),
+                ticket_keys: TicketKey::generate(&mut rng).into(),
+                masters: MasterSecret::generate(&mut rng).into(),
+                new_root: None,
+                issuers: FACTORY.issuers(),
+                certificates: String::new(),
                 profile: Profile::default()
                     .with_flows(Flow::ALL.to_vec())
                     .and_then(|profile| profile.with_renewal(Some(RENEW_BEFORE)))
                     .unwrap(),
+                documents: None,
             },
             planner: Planner::open(Box::new(store)).unwrap(),
             log: DecisionLog::default(),
@@ -85,8 +88,8 @@ impl Ca {
     }
 
     /// Secrets that nobody may see on the link.
-    pub(crate) fn secrets(&self) -> [&[u8]; 2] {
-        [self.keys.ticket_key.secret(), self.keys.master.secret()]
+    pub(crate) fn secrets(&self, now: OffsetDateTime) -> [&[u8]; 2] {
+        [self.keys.ticket_keys.in_use(now).secret(), self.keys.masters.in_use(now).secret()]
     }
 
     /// Examines a request, plans and signs.
@@ -233,7 +236,7 @@ impl Ca {
     }
 
     pub(crate) fn change_ticket_key(&mut self) {
-        self.keys.ticket_key = TicketKey::generate(&mut self.rng);
+        self.keys.ticket_keys = TicketKey::generate(&mut self.rng).into();
     }
 
     pub(crate) fn prune(&mut self, now: OffsetDateTime) {
@@ -285,6 +288,9 @@ fn deed(act: &Act) -> Deed {
         }
         Act::Renew(certificate) => {
             Deed::Renewed { facts: certificate.facts().clone(), sha256: certificate.sha256() }
+        }
+        Act::Rekey(certificate) => {
+            Deed::Rekeyed { facts: certificate.facts().clone(), sha256: certificate.sha256() }
         }
         Act::Activate(confirmed) => Deed::Activated { serial: confirmed.serial() },
         Act::Offer(offer) => Deed::Offered {

@@ -19,6 +19,8 @@ pub(crate) struct Device {
     pub(crate) run: Option<Run>,
     /// By how much its clock is wrong, in seconds.
     pub(crate) clock_error: i64,
+    /// Whether the CA takes a certificate for a key that is in its TPM.
+    pub(crate) has_good_key: bool,
     /// Every shared key that its TPM opened.
     pub(crate) keys: Vec<HmacKey>,
 }
@@ -35,7 +37,13 @@ pub(crate) struct Run {
 impl Device {
     pub(crate) fn new(number: usize) -> Self {
         let (tpm, memory) = (Tpm::new(number), Memory::default());
-        Self { tpm, memory, run: None, clock_error: 0, keys: Vec::new() }
+        Self { tpm, memory, run: None, clock_error: 0, has_good_key: false, keys: Vec::new() }
+    }
+
+    /// TPM2_Clear.
+    pub(crate) fn clear_tpm(&mut self) {
+        self.tpm.clear();
+        self.has_good_key = false;
     }
 
     /// Begins a run. A run that is under way ends.

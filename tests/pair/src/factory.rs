@@ -4,7 +4,7 @@ use std::sync::{LazyLock, OnceLock};
 
 use assay_ca_core::key::{Curve, PublicKey};
 use assay_ca_core::tpm::public::{AreaKey, PublicArea};
-use assay_ca_core::{Authority, Issuer, KeyAndCertificate, Role};
+use assay_ca_core::{Authority, Issuer, Issuers, KeyAndCertificate, Role};
 use assay_store::AnchorRow;
 use assay_wire::EkId;
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
@@ -35,6 +35,7 @@ pub(crate) struct Factory {
     pub(crate) ek_certificates: [Vec<Vec<u8>>; DEVICES],
     pub(crate) anchor: AnchorRow,
     issuing: KeyAndCertificate,
+    root: CertificateDer<'static>,
     pub(crate) roots: RootCertStore,
     iks: [OnceLock<IdentityKey>; POOL],
     parents: [[OnceLock<StorageKey>; POOL]; 2],
@@ -46,33 +47,36 @@ const POOL: usize = 64;
 impl Factory {
     fn new() -> Self {
         let eks = [(); DEVICES].map(|()| StorageKey::make(include_bytes!(golden!("ek-p256"))));
-        let (root, chain) = certify(&eks[0]);
+        let (vendor, chain) = certify(&eks[0]);
         let (now, mut rng) = (time(BEGIN) - Duration::days(30), Chance::new(0));
         let authority = Authority::root("Pair", now, &mut rng).unwrap();
         let issuing = authority.issuing("Pair", now, &mut rng).unwrap().to_pem();
         let mut roots = RootCertStore::empty();
         let pem = authority.to_pem().certificate;
-        roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
+        let root = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        roots.add(root.clone()).unwrap();
         Self {
             eks,
             ek_certificates: [chain, Vec::new()],
             anchor: AnchorRow {
-                fingerprint: Sha256::digest(&root).into(),
-                certificate: root,
+                fingerprint: Sha256::digest(&vendor).into(),
+                certificate: vendor,
                 subject: "CN=Vendor".into(),
                 role: Role::Root,
                 not_after: i64::MAX,
                 added_at: BEGIN,
             },
             issuing,
+            root,
             roots,
             iks: [const { OnceLock::new() }; POOL],
             parents: [const { [const { OnceLock::new() }; POOL] }; 2],
         }
     }
 
-    pub(crate) fn issuer(&self) -> Issuer {
-        Issuer::from_pem(&self.issuing.certificate, &self.issuing.key).unwrap()
+    pub(crate) fn issuers(&self) -> Issuers {
+        let issuer = Issuer::from_pem(&self.issuing.certificate, &self.issuing.key).unwrap();
+        Issuers::new(vec![(None, issuer)], std::slice::from_ref(&self.root), time(BEGIN)).unwrap()
     }
 
     /// The identity key that is made as number `number`.

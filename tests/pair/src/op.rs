@@ -29,6 +29,16 @@ pub enum Op {
         /// Whether the device connects with what it has then.
         connects: bool,
     },
+    /// A device begins a run in which it gets a certificate for another identity key. A run that is
+    /// under way ends.
+    Rekey {
+        /// The device.
+        device: usize,
+        /// After how many actions the run pauses; `None` lets it go to its end.
+        pause: Option<u8>,
+        /// Whether the device connects with what it has then.
+        connects: bool,
+    },
     /// Time passes until a device's certificate is due for renewal.
     WaitUntilDue(usize),
     /// A run that paused goes on for this many actions; `None` lets it go to its end.
@@ -177,7 +187,10 @@ impl Op {
                 let (waits, connects) = (a & 1 == 0, a & 6 == 6);
                 return Self::Renew { device, waits, pause: actions(b), connects };
             }
-            240..250 => return Self::WaitUntilDue(device),
+            240..244 => return Self::WaitUntilDue(device),
+            244..250 => {
+                return Self::Rekey { device, pause: actions(b), connects: a & 6 == 6 };
+            }
             250.. => return Self::ImpostorRenews(device),
             _ => {}
         }

@@ -11,6 +11,8 @@ use memchr::memmem;
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
+use crate::device::Device;
+
 /// A rule was broken: which, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken(pub String);
@@ -37,6 +39,7 @@ pub(crate) enum Deed {
     Certified { facts: CertificateFacts, sha256: [u8; 32] },
     Sealed { facts: CertificateFacts, sha256: [u8; 32] },
     Renewed { facts: CertificateFacts, sha256: [u8; 32] },
+    Rekeyed { facts: CertificateFacts, sha256: [u8; 32] },
     Activated { serial: [u8; 16] },
     Offered { ek_id: EkId, generation: u32, is_plain: bool },
     Accepted { ek_id: EkId, device_id: DeviceId, generation: u32 },
@@ -113,7 +116,7 @@ struct Certificate {
     sha256: [u8; 32],
     status: Status,
     was_active: bool,
-    /// Whether it came by a renewal.
+    /// Whether it came by a renewal or a rekey, so that it waits to be adopted.
     is_renewed: bool,
     /// Whether the CA had another ticket key when it was issued. Then the CA cannot read it while
     /// it waits.
@@ -176,8 +179,9 @@ impl Rules {
         self.eks.entry(ek).or_default().shown.insert(sha256);
     }
 
-    /// What a device remembers changes. It may give a renewed certificate up if a flow gave it
-    /// another one, or if it forgets everything.
+    /// What a device remembers changes. It may give a certificate up that waits if a flow gave it
+    /// another one, if it forgets everything, or if the CA seemed to refuse the one for another
+    /// key.
     pub(crate) fn remembers(
         &mut self,
         ek: EkId,
@@ -191,10 +195,12 @@ impl Rules {
                 let certificate = self.by_hash(&Sha256::digest(&grant.chain[0]).into());
                 certificate.map(|certificate| certificate.facts.issued_at)
             };
-            let is_newer = issued_at(new) > issued_at(old);
+            // One for another key cannot be an earlier one, and may be of the same second.
+            let is_of_another_key = new.record.ik_handle != old.record.ik_handle;
+            let is_newer = is_of_another_key || issued_at(new) > issued_at(old);
             rule!(is_newer, "a device took an earlier certificate for a renewed one");
         }
-        if after.attempt.is_none() {
+        if matches!(after.attempt, None | Some(Attempt::Rekey(_))) {
             let kept = digests(after);
             let lost = digests(before).into_iter().filter(|sha256| !kept.contains(sha256));
             self.eks.entry(ek).or_default().given_up.extend(lost);
@@ -308,6 +314,14 @@ impl Rules {
             Deed::Renewed { facts, sha256 } => {
                 self.check_renewal(&facts, now)?;
                 self.ends_what_waits(&facts);
+                self.add(facts, sha256, Status::Unconfirmed);
+                self.certificates.values_mut().filter(|it| it.sha256 == sha256).for_each(|it| {
+                    it.is_renewed = true;
+                });
+            }
+            Deed::Rekeyed { facts, sha256 } => {
+                self.check_rekey(&facts, now)?;
+                self.ends_other_waiting(&facts);
                 self.add(facts, sha256, Status::Unconfirmed);
                 self.certificates.values_mut().filter(|it| it.sha256 == sha256).for_each(|it| {
                     it.is_renewed = true;
@@ -499,6 +513,25 @@ impl Rules {
         Ok(())
     }
 
+    /// Whether the CA takes a certificate for a key that is in the device's TPM. Once it does, only
+    /// whoever clears the TPM, or acts at the CA, can change that.
+    pub(crate) fn check_key(&self, device: &Device) -> Result<bool, Broken> {
+        let (ek, iks) = (device.tpm.ek_id(), device.tpm.ik_ids());
+        let is_usable = |it: &&Certificate| {
+            let waits = it.status == Status::Unconfirmed;
+            it.facts.ek_id == ek
+                && iks.contains(&it.facts.ik_id)
+                && it.is_good()
+                && !(waits && it.is_of_old_key)
+        };
+        let has_good_key = self.certificates.values().find(is_usable).is_some();
+        rule!(
+            has_good_key || !device.has_good_key,
+            "a device has no certificate any more whose key is in its TPM"
+        );
+        Ok(has_good_key)
+    }
+
     /// Which certificates should be good at a broker.
     pub(crate) fn certificates(&self) -> impl Iterator<Item = Worth> {
         self.certificates.values().map(|Certificate { facts, sha256, status, .. }| {
@@ -576,6 +609,52 @@ impl Rules {
         Ok(())
     }
 
+    /// Checks that a certificate for another IK may be issued, beside the one in force.
+    fn check_rekey(&mut self, facts: &CertificateFacts, now: OffsetDateTime) -> Result<(), Broken> {
+        let CertificateFacts { ek_id, ik_id, device_id, .. } = facts;
+        self.check_not_disabled(*ek_id)?;
+        self.check_nobody_else_has(*ek_id, device_id)?;
+        let standing = self.of(*ek_id);
+        let claim = standing.claims.get(ik_id).copied();
+        rule!(claim.is_some(), "rekeyed without a proof: {device_id}");
+        let policy = standing.enrolment.as_ref().map(|it| it.reprovision).unwrap_or_default();
+        let in_force = self.active(*ek_id).map(|it| it.facts.clone());
+        if let Some(in_force) = &in_force
+            && in_force.ik_id != *ik_id
+        {
+            rule!(policy != Reprovision::Never, "a key is to be replaced that may not be");
+            rule!(
+                claim.is_some_and(|claim| whole(claim) > in_force.issued_at),
+                "an old claim is to take the place of a newer certificate"
+            );
+        }
+        let in_force = in_force.map(|it| it.ik_id);
+        let lately = self.certificates.values().find(|it| {
+            let is_of_other_ik = it.facts.ek_id == *ek_id && Some(it.facts.ik_id) != in_force;
+            (is_of_other_ik || it.facts.ik_id == facts.ik_id)
+                && it.facts.ek_id == *ek_id
+                && it.is_renewed
+                && it.status == Status::Unconfirmed
+                && !it.is_of_old_key
+                && (it.facts.issued_at - now).abs() < Duration::hours(1)
+        });
+        rule!(lately.is_none(), "a device rekeyed twice within an hour");
+        Ok(())
+    }
+
+    /// A certificate for another IK takes the place of whatever waits for its EK, except for the IK
+    /// in force.
+    fn ends_other_waiting(&mut self, facts: &CertificateFacts) {
+        let in_force = self.active(facts.ek_id).map(|it| it.facts.ik_id);
+        for Certificate { facts: other, status, .. } in self.certificates.values_mut() {
+            let is_replaced = Some(other.ik_id) != in_force || other.ik_id == facts.ik_id;
+            let is_of_it = other.ek_id == facts.ek_id && is_replaced;
+            if is_of_it && *status == Status::Unconfirmed {
+                *status = Status::Revoked;
+            }
+        }
+    }
+
     /// A renewed certificate takes the place of whatever waits for its EK and IK.
     fn ends_what_waits(&mut self, facts: &CertificateFacts) {
         for certificate in self.certificates.values_mut() {
@@ -588,11 +667,13 @@ impl Rules {
     }
 
     /// What waits for an EK and another IK ends, unless it was issued later than what comes into
-    /// force.
+    /// force. What waits for the IK that was in force before ends in any case.
     fn ends_what_is_outdated(&mut self, in_force: &CertificateFacts) {
+        let before = self.active(in_force.ek_id).map(|it| it.facts.ik_id);
         for Certificate { facts, status, .. } in self.certificates.values_mut() {
             let is_of_other_ik = facts.ek_id == in_force.ek_id && facts.ik_id != in_force.ik_id;
-            let is_outdated = is_of_other_ik && facts.issued_at <= in_force.issued_at;
+            let is_outdated = is_of_other_ik
+                && (facts.issued_at <= in_force.issued_at || Some(facts.ik_id) == before);
             if is_outdated && *status == Status::Unconfirmed {
                 *status = Status::Revoked;
             }

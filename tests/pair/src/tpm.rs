@@ -69,6 +69,11 @@ impl Tpm {
         self.ek().id()
     }
 
+    /// The digests of its identity keys.
+    pub(crate) fn ik_ids(&self) -> Vec<[u8; 32]> {
+        self.iks.values().map(|number| FACTORY.ik(*number).id).collect()
+    }
+
     /// The HMAC key at a handle.
     pub(crate) fn hmac_key(&self, handle: u32) -> Option<&HmacKey> {
         self.hmac_keys.get(&handle)
@@ -105,6 +110,21 @@ impl Tpm {
                 self.iks.insert(handle, *next_ik);
                 *next_ik += 1;
                 TpmAnswer::IdentityKey(self.ik(handle).map(key_public))
+            }
+            TpmOperation::FreeHandle { first } => {
+                let is_free = |handle: &u32| {
+                    !self.iks.contains_key(handle) && !self.hmac_keys.contains_key(handle)
+                };
+                TpmAnswer::FreeHandle((first..first + 40).find(is_free).expect("a free handle"))
+            }
+            TpmOperation::RemoveKey { handle, public } => {
+                if self.ik(handle).is_some_and(|ik| ik.public == public) {
+                    self.iks.remove(&handle);
+                }
+                if self.hmac_key(handle).is_some_and(|key| key.public == public) {
+                    self.hmac_keys.remove(&handle);
+                }
+                TpmAnswer::Removed
             }
             TpmOperation::SignRequest { handle, device_id, .. } => {
                 let ik = self.ik(handle).ok_or_else(refused)?;

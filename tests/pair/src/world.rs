@@ -6,7 +6,7 @@ use std::time::Duration;
 use assay_broker_plugin::certificate::ClientCertificate;
 use assay_ca_core::Reprovision;
 use assay_device_core::{
-    Action, Attempt, CertificateGrant, Event, Failure, Grant, Memory, ProvisionRequest,
+    Action, Attempt, CertificateGrant, Event, Failure, Grant, Memory, Pinning, ProvisionRequest,
     Provisioned, TpmOperation, Trouble,
 };
 use assay_store::{CertificateStatus, NewEnrolment, Tags};
@@ -112,8 +112,9 @@ impl World {
     /// may have changed.
     fn check(&mut self) -> Result<(), Broken> {
         self.rules.check(&self.ca.dump())?;
-        for device in &self.devices {
+        for device in &mut self.devices {
             self.rules.check_belief(device.tpm.ek_id(), &device.memory)?;
+            device.has_good_key = self.rules.check_key(device)?;
         }
         if std::mem::replace(&mut self.checked, self.rules.changes) != self.rules.changes {
             self.check_brokers()?;
@@ -171,12 +172,21 @@ impl World {
                     self.sign_in(device)?;
                 }
             }
+            Op::Rekey { device, pause, connects } => {
+                let request =
+                    ProvisionRequest { rekey: true, ..ProvisionRequest::new(self.scope.clone()) };
+                self.devices[device].begin(request, false, self.now);
+                self.drive(device, pause)?;
+                if connects {
+                    self.sign_in(device)?;
+                }
+            }
             Op::WaitUntilDue(device) => self.wait_until_due(device)?,
             Op::GoOn(device, pause) => _ = self.drive(device, pause)?,
             Op::PowerFails(device) => self.devices[device].run = None,
             Op::ClearTpm(device) => {
                 self.devices[device].run = None;
-                self.devices[device].tpm.clear();
+                self.devices[device].clear_tpm();
                 self.rules.tpm_cleared(self.ek(device));
             }
             Op::LoseState(device) => {
@@ -200,6 +210,7 @@ impl World {
                 let ek = self.ek(device);
                 self.ca.remove(&ek, ca_time);
                 self.rules.removed(ek);
+                self.devices[device].has_good_key = false;
             }
             Op::Disable(device) => self.set_disabled(device, true),
             Op::Enable(device) => self.set_disabled(device, false),
@@ -214,6 +225,7 @@ impl World {
                 self.ca.change_ticket_key();
                 self.rules.ticket_key_changed();
                 self.link.planned().for_each(|planned| planned.is_of_old_key = true);
+                self.devices.iter_mut().for_each(|device| device.has_good_key = false);
             }
             Op::RestartCa => self.link.forget_signatures(),
             Op::Prune => self.prune(),
@@ -337,6 +349,8 @@ impl World {
                 let now = UnixTime::since_unix_epoch(now);
                 Event::PathVerified(assay_device::shell::verify_path(&chain, &FACTORY.roots, now))
             }
+            // This CA has one root.
+            Action::Pin(_) => Event::Pinned(Pinning::Known),
             Action::Unseal(sealed) => {
                 let contents = assay_device::shell::unseal(&sealed);
                 if let Some(contents) = &contents {
@@ -345,6 +359,8 @@ impl World {
                 Event::Unsealed(contents)
             }
             Action::Digest(bytes) => Event::Digest(Sha256::digest(bytes).into()),
+            // These CAs have no documents.
+            Action::Configuration(_) => Event::Configuration(Ok(None)),
             Action::Draw => Event::Random(self.chance.bytes()),
             Action::Clock => Event::Clock(self.device_time(device).unsigned_abs()),
             Action::Connect(connection) => {
@@ -397,7 +413,7 @@ impl World {
         device: usize,
         operation: TpmOperation,
     ) -> Result<Result<assay_device_core::TpmAnswer, assay_device_core::TpmFailure>, Broken> {
-        let Device { tpm, memory, keys, .. } = &mut self.devices[device];
+        let Device { tpm, memory, .. } = &mut self.devices[device];
         let blob = match &operation {
             TpmOperation::Activate { blob, .. } => blob.clone(),
             TpmOperation::Sign { message, .. } => {
@@ -415,7 +431,12 @@ impl World {
             _ => Vec::new(),
         };
         let mut learned = Vec::new();
+        let removes = matches!(operation, TpmOperation::RemoveKey { .. });
         let answer = tpm.run(operation, &mut self.next_ik, |secret| learned.push(secret));
+        if removes {
+            self.rules.check_key(&self.devices[device])?;
+        }
+        let Device { tpm, keys, .. } = &mut self.devices[device];
         let ek = tpm.ek_id();
         for secret in learned {
             match secret {
@@ -465,6 +486,7 @@ impl World {
                 matches!(attempt, Some(Attempt::Identity(_) | Attempt::Unconfirmed(_)))
                     || matches!(in_use, Some(Grant::Certificate(_)))
             }
+            Ok(RequestBody::Rekey(_)) => matches!(attempt, Some(Attempt::Rekey(_))),
             Ok(RequestBody::Register(_)) => matches!(attempt, Some(Attempt::Hmac(_))),
             Ok(RequestBody::Renew(renewal)) => matches!(
                 in_use, Some(Grant::Certificate(grant)) if is_of(grant, &renewal.certificate)
@@ -574,7 +596,8 @@ impl World {
 impl World {
     fn send(&mut self, to: To, client: &str, message: Vec<u8>) -> Result<(), Broken> {
         check_clear(&self.secrets, to, &message)?;
-        for secret in self.ca.secrets() {
+        let now = self.ca_time();
+        for secret in self.ca.secrets(now) {
             let is_clear = memmem::find(&message, secret).is_some();
             rule!(!is_clear, "a secret of the CA was on the link in clear");
         }
@@ -779,6 +802,8 @@ impl World {
         let now = self.ca_time();
         self.ca.prune(now);
         self.rules.pruned(now);
+        // By a clock that was set forward, what waits has ended.
+        self.devices.iter_mut().for_each(|device| device.has_good_key = false);
     }
 
     /// Stops all faults, and lets the operator allow everything.
@@ -812,7 +837,7 @@ impl World {
                 Some(Ok(_)) => again = true,
                 // A device that lost its state leaves the key at the handle alone. Somebody has to
                 // clear the TPM.
-                Some(Err(Failure::Tpm(_))) => self.devices[device].tpm.clear(),
+                Some(Err(Failure::Tpm(_))) => self.devices[device].clear_tpm(),
                 outcome => return Err(Broken(format!("device {device} ends with {outcome:?}"))),
             }
         }

@@ -2,11 +2,11 @@
 
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::{bin_dir, cargo, show};
@@ -14,25 +14,35 @@ use crate::{bin_dir, cargo, show};
 /// How to measure.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  cargo xtask bench fleet             everything, in about a quarter of an hour, and more the \
+  cargo xtask bench fleet                 everything, in about a quarter of an hour, and more the \
                         first time, when keys are made
-  cargo xtask bench fleet --quick     whether it works")]
+  cargo xtask bench fleet --flow renew    renewals on SQLite and on PostgreSQL, in two minutes
+  cargo xtask bench fleet --quick         whether it works")]
 pub(crate) struct Arguments {
+    /// What devices do: they are provisioned, or they renew
+    #[arg(long, value_enum, default_value_t = Course::Ticket)]
+    pub(super) flow: Course,
     /// One run of each load with few devices; its speed means little
     #[arg(long)]
-    quick: bool,
+    pub(super) quick: bool,
     /// Runs of each load, of which the median counts; the overload is run once
     #[arg(long, value_name = "N", default_value_t = 5, conflicts_with = "quick")]
     runs: usize,
-    /// Where to write all reports, as JSON [default: fleet-bench.json in cargo's target directory]
+    /// Where to write all reports, as JSON [default: fleet-bench.json or renewal-bench.json in
+    /// cargo's target directory]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Course {
+    Ticket,
+    Renew,
+}
+
 /// Measures, prints a table, and writes the reports.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let bench =
-        Bench { bin: binaries()?, runs: if arguments.quick { 1 } else { arguments.runs.max(1) } };
+    let bench = Bench::of(arguments)?;
     let scale = if arguments.quick { QUICK } else { FULL };
 
     let p256 =
@@ -103,10 +113,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         at_most(256.0, "the same with all devices of the last load connected", connected),
     ];
 
-    println!("\n{:<50}{:>10}{:>12}", "median", "reached", "target");
-    for Outcome { what, reached, target, met } in &results {
-        println!("{what:<50}{reached:>10.2}{target:>12}{}", if *met { "" } else { "  MISSED" });
-    }
+    print_outcomes(&results);
     println!(
         "{:<50}{:>10}",
         "`busy` replies at three times that rate",
@@ -118,13 +125,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             .map(|part| load.median(&format!("/cpu_us_per_device/{part}")));
         println!("{:<34}{:>10.0}{:>10.0}{:>10.0}", load.name, ca?, broker?, fleet?);
     }
-    let file = match &arguments.out {
-        Some(file) => file.clone(),
-        None => bin_dir()?.join("../fleet-bench.json"),
-    };
-    write(&file, &loads, &results)?;
-    println!("\nAll reports: {}", file.display());
-    Ok(())
+    write(arguments, "fleet-bench.json", &loads, &results)
 }
 
 /// How many devices, and for how long.
@@ -151,19 +152,24 @@ const QUICK: Scale =
 /// With 16 devices at once on each connection, this is more than the CA's queue holds.
 const OVERLOAD_CONNECTIONS: &str = "--connections=74";
 
-struct Bench {
+pub(super) struct Bench {
     bin: PathBuf,
-    runs: usize,
+    pub(super) runs: usize,
 }
 
 /// A load and the reports of its runs.
-struct Load {
-    name: &'static str,
+pub(super) struct Load {
+    pub(super) name: &'static str,
     reports: Vec<Value>,
 }
 
 impl Bench {
-    fn load(
+    pub(super) fn of(arguments: &Arguments) -> Result<Self> {
+        let runs = if arguments.quick { 1 } else { arguments.runs.max(1) };
+        Ok(Self { bin: binaries()?, runs })
+    }
+
+    pub(super) fn load(
         &self,
         name: &'static str,
         runs: usize,
@@ -202,7 +208,7 @@ impl Bench {
 
 impl Load {
     /// The median of a number in the reports, by its JSON pointer (RFC 6901).
-    fn median(&self, pointer: &str) -> Result<f64> {
+    pub(super) fn median(&self, pointer: &str) -> Result<f64> {
         let numbers =
             self.reports.iter().map(|report| report.pointer(pointer).and_then(Value::as_f64));
         let numbers = numbers
@@ -225,14 +231,21 @@ pub(super) fn median(numbers: &[f64]) -> f64 {
 }
 
 /// A line of the table.
-struct Outcome {
+pub(super) struct Outcome {
     what: &'static str,
     reached: f64,
     target: String,
     met: bool,
 }
 
-fn at_least(target: f64, what: &'static str, reached: f64) -> Outcome {
+pub(super) fn print_outcomes(results: &[Outcome]) {
+    println!("\n{:<50}{:>10}{:>12}", "median", "reached", "target");
+    for Outcome { what, reached, target, met } in results {
+        println!("{what:<50}{reached:>10.2}{target:>12}{}", if *met { "" } else { "  MISSED" });
+    }
+}
+
+pub(super) fn at_least(target: f64, what: &'static str, reached: f64) -> Outcome {
     Outcome { what, reached, target: format!("≥ {target}"), met: reached >= target }
 }
 
@@ -260,7 +273,17 @@ pub(super) fn binaries() -> Result<PathBuf> {
     Ok(bin_dir()?.parent().context("cargo's directory of a profile has a parent")?.join("release"))
 }
 
-fn write(file: &Path, loads: &[Load], results: &[Outcome]) -> Result<()> {
+/// Writes all reports to the file that was asked for, or to `name` in cargo's target directory.
+pub(super) fn write(
+    arguments: &Arguments,
+    name: &str,
+    loads: &[Load],
+    results: &[Outcome],
+) -> Result<()> {
+    let file = match &arguments.out {
+        Some(file) => file.clone(),
+        None => bin_dir()?.join("..").join(name),
+    };
     let results = results.iter().map(|Outcome { what, reached, target, met }| {
         json!({ "what": what, "reached": reached, "target": target, "met": met })
     });
@@ -271,8 +294,10 @@ fn write(file: &Path, loads: &[Load], results: &[Outcome]) -> Result<()> {
         "results": results.collect::<Vec<_>>(),
         "loads": loads.collect::<Vec<_>>(),
     });
-    fs::write(file, format!("{all:#}\n"))
-        .with_context(|| format!("cannot write {}", file.display()))
+    fs::write(&file, format!("{all:#}\n"))
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    println!("\nAll reports: {}", file.display());
+    Ok(())
 }
 
 #[cfg(test)]

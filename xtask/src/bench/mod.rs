@@ -4,6 +4,7 @@ mod broker;
 mod core;
 mod device;
 mod fleet;
+mod renewals;
 mod scale;
 
 use anyhow::Result;
@@ -16,8 +17,8 @@ pub(crate) enum Bench {
     Broker(broker::Arguments),
     /// Time the CA's decisions for one device, beside the bare cryptography in them
     Core(core::Arguments),
-    /// Provision simulated devices against `assay serve`: throughput, latency, memory, and
-    /// behaviour under overload
+    /// Provision simulated devices against `assay serve`, or have them renew: throughput, latency,
+    /// memory, and behaviour under overload
     Fleet(fleet::Arguments),
     /// Compare what a device costs a CA that knows a thousand others with what it costs one that
     /// knows a million
@@ -32,7 +33,10 @@ impl Bench {
         match self {
             Self::Broker(arguments) => broker::run(&arguments),
             Self::Core(arguments) => core::run(&arguments),
-            Self::Fleet(arguments) => fleet::run(&arguments),
+            Self::Fleet(arguments) => match arguments.flow {
+                fleet::Course::Ticket => fleet::run(&arguments),
+                fleet::Course::Renew => renewals::run(&arguments),
+            },
             Self::Scale(arguments) => scale::run(&arguments),
             Self::Device(arguments) => device::run(arguments),
         }

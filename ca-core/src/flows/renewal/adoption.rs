@@ -10,6 +10,7 @@ use crate::Rejection;
 use crate::flows::mac::TicketKey;
 use crate::flows::sealed::{Shown, Unconfirmed, Waits};
 use crate::key::PublicKey;
+use crate::secret::Overlapping;
 
 /// An adoption that was made now, as far as its time says.
 ///
@@ -80,9 +81,9 @@ impl Shown {
         certificate: Unconfirmed,
         evidence: &AdoptionEvidence,
         scope: &Scope,
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
     ) -> Result<Self, Rejection> {
-        let der = key
+        let der = keys
             .decrypt(&certificate.encrypted, &certificate.serial, Waits::Renewed)
             .ok_or_else(|| evidence.nothing_to_adopt())?;
         let AdoptionProof(()) = AdoptionProof::verify(evidence, &der, scope)?;

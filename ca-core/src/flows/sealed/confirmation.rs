@@ -6,7 +6,8 @@ use time::OffsetDateTime;
 use super::claim::{CONFIRMATION_LABEL, Claim, RECEIPT_LABEL};
 use super::waiting::Unconfirmed;
 use crate::Rejection;
-use crate::flows::mac::TicketKey;
+use crate::flows::mac::{Checked, TicketKey};
+use crate::secret::Overlapping;
 
 /// A device that could read its sealed certificate: the EK and the IK are in one TPM, and it has
 /// that TPM.
@@ -24,12 +25,14 @@ impl Confirmation {
     pub fn verify(
         request: &Proof,
         scope: &Scope,
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
         now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
         let claim: Claim =
             minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
-        claim.terms().check(request, CONFIRMATION_LABEL, scope, key, now)?;
+        let Checked { key, .. } =
+            claim.terms().check(request, CONFIRMATION_LABEL, scope, keys, now)?;
+        // The device compares the receipt with a digest that was made with the claim.
         Ok(Self { claim, receipt: Receipt::from(*key.mac(RECEIPT_LABEL, &request.claim)) })
     }
 

@@ -10,6 +10,7 @@ use crate::ek::assurance::Assurance;
 use crate::flows::mac::TicketKey;
 use crate::readmission::{KeyChange, Welcome};
 use crate::records::Records;
+use crate::secret::Overlapping;
 
 /// A certificate that becomes its device's active one when it is recorded.
 #[derive(Debug)]
@@ -29,23 +30,23 @@ impl Confirmed {
     pub fn decide(
         shown: Shown,
         records: &Records,
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
         now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
         let certificate = shown.into_certificate();
         let welcome = may_be_confirmed(&certificate, records, now)?;
-        let der = certificate.decrypt(key).ok_or_else(|| certificate.outdated())?;
+        let der = certificate.decrypt(keys).ok_or_else(|| certificate.outdated())?;
         Ok(Self { certificate, welcome, der, decided_at: now })
     }
 
     #[cfg(feature = "unchecked")]
     pub(crate) fn unchecked(
         certificate: Unconfirmed,
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
         decided_at: OffsetDateTime,
     ) -> Option<Self> {
         let welcome = Welcome::unchecked(certificate.device_id.clone());
-        let der = certificate.decrypt(key)?;
+        let der = certificate.decrypt(keys)?;
         Some(Self { certificate, welcome, der, decided_at })
     }
 

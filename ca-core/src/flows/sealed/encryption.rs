@@ -5,6 +5,7 @@ use rand_core::CryptoRng;
 
 use crate::Fault;
 use crate::flows::mac::TicketKey;
+use crate::secret::Overlapping;
 
 /// A certificate that waits for its confirmation. It is stored encrypted, so that nobody who reads
 /// the store can read it, and so that nobody can take a sealed certificate for a renewed one.
@@ -31,7 +32,7 @@ impl EncryptedCertificate {
 pub(crate) enum Waits {
     /// It was sealed, and waits for its device to show that its TPM could open it.
     Sealed,
-    /// It is a renewed one, and waits for its device to adopt it.
+    /// It is a renewed one, or one for another IK, and waits for its device to adopt it.
     Renewed,
 }
 
@@ -62,7 +63,7 @@ impl TicketKey {
 
     /// The certificate with this serial number. `None` if it was encrypted under another key or for
     /// another serial number, if it waits for something else, or if it was changed.
-    pub(crate) fn decrypt(
+    fn decrypt(
         &self,
         encrypted: &EncryptedCertificate,
         serial: &[u8; 16],
@@ -78,6 +79,18 @@ impl TicketKey {
             .len();
         content.truncate(length);
         Some(content)
+    }
+}
+
+impl Overlapping<TicketKey> {
+    /// As [`TicketKey::decrypt`], for a certificate that was encrypted under one of these keys.
+    pub(crate) fn decrypt(
+        &self,
+        encrypted: &EncryptedCertificate,
+        serial: &[u8; 16],
+        waits: Waits,
+    ) -> Option<Vec<u8>> {
+        self.accepted().find_map(|key| key.decrypt(encrypted, serial, waits))
     }
 }
 
@@ -106,6 +119,8 @@ pub(super) fn encrypt(
 
 /// The length of an AES-256 key. A credential for an EK of any template can hold it.
 pub(super) const SEALING_KEY_LEN: usize = 32;
+/// By how much [`encrypt`] makes its content longer: the nonce and the tag.
+pub(super) const SEALING_OVERHEAD: usize = NONCE_LEN + 16;
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,9 @@
 //! The box that only one TPM can open.
 
-use assay_wire::{CertificateList, SealedCertificate, SealedReply, Ticket};
+use assay_wire::{
+    Bytes, CertificateList, MAX_SEALED, MAX_SIGNED_CONFIGURATION, SealedCertificate, SealedReply,
+    Ticket,
+};
 use rand_core::CryptoRng;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -8,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::candidate::Candidate;
 use super::claim::{CONFIRMATION_LABEL, Claim, RECEIPT_LABEL};
-use super::encryption::{SEALING_KEY_LEN, encrypt};
+use super::encryption::{SEALING_KEY_LEN, SEALING_OVERHEAD, encrypt};
 use crate::Fault;
 use crate::flows::mac::{Terms, TicketKey};
 use crate::rejection::fitting;
@@ -24,10 +27,12 @@ impl SealedBox {
     /// The key is fresh and travels as the secret of a credential (TPM 2.0 Part 1, 24) for the Name
     /// of the IK. The box opens only with its claim, for this EK and this IK (SP 800-38D,
     /// associated data).
+    #[expect(clippy::too_many_arguments, reason = "each is one part of the box")]
     pub(crate) fn new(
         candidate: &Candidate,
         chain: CertificateList<1>,
         renew_at: Option<u64>,
+        configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
         confirm_by: OffsetDateTime,
         key: &TicketKey,
         now: OffsetDateTime,
@@ -42,8 +47,13 @@ impl SealedBox {
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
         let ticket = Ticket::from(*key.mac(CONFIRMATION_LABEL, &claim));
         let receipt_sha256 = Sha256::digest(*key.mac(RECEIPT_LABEL, &claim)).into();
-        let content =
-            Zeroizing::new(SealedCertificate { chain, ticket, receipt_sha256, renew_at }.encode());
+        let mut content =
+            SealedCertificate { chain, ticket, receipt_sha256, renew_at, configuration };
+        if content.encode().len() > MAX_SEALED - SEALING_OVERHEAD {
+            // The device asks for it when it hears that there is one.
+            content.configuration = None;
+        }
+        let content = Zeroizing::new(content.encode());
 
         let mut secret = Zeroizing::new([0; SEALING_KEY_LEN]);
         rng.fill_bytes(&mut *secret);

@@ -8,6 +8,7 @@ use crate::Rejection;
 use crate::ek::assurance::Assurance;
 use crate::flows::mac::TicketKey;
 use crate::records::Records;
+use crate::secret::Overlapping;
 use crate::subject::Subject;
 
 /// A certificate on record that waits for its device to confirm or adopt it.
@@ -36,11 +37,11 @@ pub struct Unconfirmed {
 }
 
 impl Unconfirmed {
-    /// The certificate. `None` if it was encrypted under another ticket key.
-    pub(super) fn decrypt(&self, key: &TicketKey) -> Option<Vec<u8>> {
+    /// The certificate. `None` if it was encrypted under another ticket key than these.
+    pub(super) fn decrypt(&self, keys: &Overlapping<TicketKey>) -> Option<Vec<u8>> {
         [Waits::Sealed, Waits::Renewed]
             .into_iter()
-            .find_map(|waits| key.decrypt(&self.encrypted, &self.serial, waits))
+            .find_map(|waits| keys.decrypt(&self.encrypted, &self.serial, waits))
     }
 
     /// Whether a new certificate for this subject would say the same.

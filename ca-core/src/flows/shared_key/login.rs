@@ -10,6 +10,7 @@ use crate::ek::assurance::Assurance;
 use crate::profile::{Offered, SharedKeyFlow};
 use crate::readmission::Welcome;
 use crate::records::{Records, SharedKeyHolder};
+use crate::secret::Overlapping;
 
 /// A device that may connect, by a token of its shared key.
 #[derive(Clone, Debug)]
@@ -28,7 +29,7 @@ impl Login {
         token: &Token,
         holder: &SharedKeyHolder,
         scope: &Scope,
-        master: &MasterSecret,
+        masters: &Overlapping<MasterSecret>,
         records: &Records,
         now: OffsetDateTime,
     ) -> Result<Self, LoginRefused> {
@@ -39,7 +40,7 @@ impl Login {
             offered,
             token.clone(),
             scope,
-            master,
+            masters,
             ek_id,
             &generations,
             now,

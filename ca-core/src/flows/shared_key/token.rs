@@ -17,6 +17,7 @@ use time::{Duration, OffsetDateTime};
 use super::key::MasterSecret;
 use crate::flows::mac::CLOCK_SKEW;
 use crate::profile::{Offered, SharedKeyFlow};
+use crate::secret::Overlapping;
 
 /// How far ahead the expiry of a token may be. The time is short, because anybody who sees a token
 /// can use it, and a device makes a new one for every connection.
@@ -99,7 +100,7 @@ impl AuthenticatedDevice {
         _offered: Offered<SharedKeyFlow>,
         token: Token,
         scope: &Scope,
-        master: &MasterSecret,
+        masters: &Overlapping<MasterSecret>,
         ek: EkId,
         generations: &[u32],
         now: OffsetDateTime,
@@ -115,9 +116,12 @@ impl AuthenticatedDevice {
         if now - CLOCK_SKEW >= expires_at {
             return Err(TokenRefused::Expired { expires_at, now });
         }
+        // The record does not say from which secret a generation was derived.
         let signs = |generation: &u32| {
-            let expected = master.key(scope, &device_id, &ek, *generation).hmac(signed.as_bytes());
-            bool::from(expected.ct_eq(&signature))
+            masters.accepted().any(|master| {
+                let key = master.key(scope, &device_id, &ek, *generation);
+                bool::from(key.hmac(signed.as_bytes()).ct_eq(&signature))
+            })
         };
         match generations.iter().copied().find(signs) {
             Some(generation) => Ok(Self { device_id, ek_id: ek, generation, expires_at }),

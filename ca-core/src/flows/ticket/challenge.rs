@@ -5,6 +5,7 @@ use rand_core::CryptoRng;
 use time::OffsetDateTime;
 
 use super::claim::{BriefId, CLAIM_LIFETIME, Claim, TICKET_LABEL};
+use super::proof::Instead;
 use crate::Fault;
 use crate::admission::Admitted;
 use crate::flows::mac::{Terms, TicketKey};
@@ -22,10 +23,13 @@ impl Challenge {
     /// Makes a claim of what was verified, and a credential with the claim's ticket, for the EK and
     /// the Name of the IK (TPM 2.0 Part 1, 24).
     ///
+    /// `instead` is in the claim, so nobody can change it before the certificate is issued.
+    ///
     /// The types ensure that no EK that failed a check gets a credential.
     pub fn new(
         admitted: &Admitted<TicketFlow>,
         ik: &BoundKey,
+        instead: Instead,
         scope: &Scope,
         key: &TicketKey,
         now: OffsetDateTime,
@@ -43,6 +47,7 @@ impl Challenge {
             hardware,
             key_id,
             issued_at,
+            is_rekey: (instead == Instead::OnceTaken).then_some(true),
         };
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
         let ticket = key.mac(TICKET_LABEL, &claim);

@@ -37,6 +37,10 @@ pub(super) struct Claim {
     /// Seconds since 1970.
     #[n(7)]
     pub(super) issued_at: i64,
+    /// Whether the device keeps the certificate that it has until it takes the one for this IK.
+    /// Absent is no.
+    #[n(8)]
+    pub(super) is_rekey: Option<bool>,
 }
 
 impl Claim {

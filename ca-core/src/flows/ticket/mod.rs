@@ -12,5 +12,5 @@ mod readmitted;
 
 pub use challenge::Challenge;
 pub use claim::CLAIM_LIFETIME;
-pub use proof::ProvenDevice;
+pub use proof::{Instead, ProvenDevice};
 pub use readmitted::Readmitted;

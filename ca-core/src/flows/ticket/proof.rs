@@ -6,8 +6,9 @@ use time::OffsetDateTime;
 use super::claim::{BriefId, Claim, TICKET_LABEL};
 use crate::Rejection;
 use crate::ek::assurance::Assurance;
-use crate::flows::mac::TicketKey;
+use crate::flows::mac::{Checked, TicketKey};
 use crate::key::PublicKey;
+use crate::secret::Overlapping;
 use crate::subject::Subject;
 
 /// A device that activated its credential: the EK and the IK of its claim are in one TPM, and it
@@ -18,6 +19,16 @@ use crate::subject::Subject;
 pub struct ProvenDevice {
     pub(super) subject: Subject,
     pub(super) issued_at: OffsetDateTime,
+    instead: Instead,
+}
+
+/// When a certificate for another IK takes the place of the one that its device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instead {
+    /// When it is issued: the device may have no use for the old one, because its TPM was cleared.
+    AtOnce,
+    /// When the device adopts it or connects with it. The old one stays good until then.
+    OnceTaken,
 }
 
 impl ProvenDevice {
@@ -25,20 +36,29 @@ impl ProvenDevice {
     pub fn verify(
         request: &Proof,
         scope: &Scope,
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
         now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
         // Until the MAC is checked, only the terms of the claim are read.
         let claim: Claim =
             minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
-        let issued_at = claim.terms().check(request, TICKET_LABEL, scope, key, now)?;
+        let Checked { issued_at, .. } =
+            claim.terms().check(request, TICKET_LABEL, scope, keys, now)?;
         let Claim { scope, device_id: BriefId(device_id), ek_id, ik, assurance, hardware, .. } =
             claim;
+        let instead =
+            if claim.is_rekey == Some(true) { Instead::OnceTaken } else { Instead::AtOnce };
         let ik_spki = PublicKey::from_brief(&ik).spki();
         Ok(Self {
             subject: Subject { scope, device_id, ek_id, ik_spki, assurance, hardware },
             issued_at,
+            instead,
         })
+    }
+
+    /// When the certificate that it gets takes the place of the one that it has.
+    pub fn instead(&self) -> Instead {
+        self.instead
     }
 
     /// The EK's id.

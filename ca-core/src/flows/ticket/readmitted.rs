@@ -18,7 +18,7 @@ impl Readmitted {
     /// acted, another device may have taken the id, or this device may have changed to another IK.
     /// An old claim must not undo that change.
     pub fn decide(device: ProvenDevice, records: &Records) -> Result<Self, Rejection> {
-        let ProvenDevice { subject, issued_at } = device;
+        let ProvenDevice { subject, issued_at, .. } = device;
         let change = KeyChange::decide(subject.ek_id, &subject.ik_id(), issued_at, records)?;
         let welcome =
             Welcome::decide(subject.ek_id, &subject.device_id, subject.assurance, records)?;

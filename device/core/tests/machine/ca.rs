@@ -25,6 +25,8 @@ pub(crate) struct FakeCa {
     pub(crate) superseded: Vec<u8>,
     /// When it tells devices to renew.
     pub(crate) advice: Option<u64>,
+    /// What it sends as a new root.
+    pub(crate) new_root: Option<Vec<u8>>,
     /// What it answers to every *renew*, in place of its own answer.
     pub(crate) renews_with: Option<Vec<u8>>,
     /// Its clock, in seconds since 1970.
@@ -36,6 +38,8 @@ pub(crate) struct FakeCa {
     pub(crate) enrolled: Option<EkKind>,
     /// The problems that it answers with before anything else, in turn.
     pub(crate) problems: VecDeque<Problem>,
+    /// The problem that it answers with once, after this many other answers.
+    pub(crate) refuses_after: Option<(usize, Problem)>,
     /// The problem that every *certify*, *confirm* and *adopt* meets.
     pub(crate) refuses_last: Option<ProblemCode>,
     /// What it encrypts in place of a ticket or a key.
@@ -55,10 +59,16 @@ impl FakeCa {
         if let Some(problem) = self.problems.pop_front() {
             return ReplyBody::Problem(problem);
         }
-        let ek = match request {
-            RequestBody::Challenge(bundle) | RequestBody::Enroll(bundle) => {
-                Some(shown(&bundle.ek_public))
+        if let Some((after, problem)) = self.refuses_after.take() {
+            if after == 0 {
+                return ReplyBody::Problem(problem);
             }
+            self.refuses_after = Some((after - 1, problem));
+        }
+        let ek = match request {
+            RequestBody::Challenge(bundle)
+            | RequestBody::Rekey(bundle)
+            | RequestBody::Enroll(bundle) => Some(shown(&bundle.ek_public)),
             RequestBody::Register(bundle) => Some(shown(&bundle.ek_public)),
             _ => None,
         };
@@ -66,25 +76,31 @@ impl FakeCa {
             return problem(ProblemCode::EkNotEnrolled);
         }
         match (request, ek) {
-            (RequestBody::Challenge(bundle), Some(ek)) => {
+            (RequestBody::Challenge(bundle) | RequestBody::Rekey(bundle), Some(ek)) => {
                 let ik: [u8; 32] = bundle.ik_public[..].try_into().unwrap();
-                let secret = self.secret.clone().unwrap_or_else(|| tag32(&[b"ticket", &ik]).into());
+                let is_rekey = matches!(request, RequestBody::Rekey(_));
+                let claim = [&ik[..], &[u8::from(is_rekey)]].concat();
+                let ticket = || tag32(&[b"ticket", &claim]).into();
+                let secret = self.secret.clone().unwrap_or_else(ticket);
                 let (blob, seed) = credential(&ek, &ik, &secret);
                 ReplyBody::Challenge(ChallengeReply {
-                    claim: ik.to_vec().try_into().unwrap(),
+                    claim: claim.try_into().unwrap(),
                     credential_blob: blob.try_into().unwrap(),
                     encrypted_seed: seed.try_into().unwrap(),
                 })
             }
             (RequestBody::Certify(proof), _) => {
-                let ik: [u8; 32] = proof.claim[..].try_into().unwrap();
+                let (ik, is_rekey) = proof.claim.split_first_chunk().unwrap();
                 if let Some(code) = self.refuses_last {
                     return problem(code);
                 }
-                if *proof.ticket.as_bytes() != tag32(&[b"ticket", &ik]) {
+                if *proof.ticket.as_bytes() != tag32(&[b"ticket", &proof.claim]) {
                     return problem(ProblemCode::TicketRefused);
                 }
-                let certificate = self.certify(ik);
+                let certificate = match is_rekey {
+                    [1] => self.rekey(*ik),
+                    _ => self.certify(*ik),
+                };
                 self.certificate_reply(certificate)
             }
             (RequestBody::Renew(renewal), _) => {
@@ -138,7 +154,13 @@ impl FakeCa {
 
     fn certificate_reply(&self, certificate: Vec<u8>) -> ReplyBody {
         let chain = vec![certificate.try_into().unwrap()].try_into().unwrap();
-        ReplyBody::Certificate(CertificateReply { chain, renew_at: self.advice })
+        let new_root = self.new_root.clone().map(|root| root.try_into().unwrap());
+        ReplyBody::Certificate(CertificateReply {
+            chain,
+            renew_at: self.advice,
+            configuration: None,
+            new_root,
+        })
     }
 
     fn certify(&mut self, ik: [u8; 32]) -> Vec<u8> {
@@ -151,6 +173,24 @@ impl FakeCa {
             }
         };
         self.certificate(serial)
+    }
+
+    /// The certificate for this key, in force or waiting, or a new one that waits.
+    fn rekey(&mut self, ik: [u8; 32]) -> Vec<u8> {
+        let serial = match self.in_force(&ik) {
+            Some(serial) => serial,
+            None => self.waiting_for(ik),
+        };
+        self.certificate(serial)
+    }
+
+    fn waiting_for(&mut self, ik: [u8; 32]) -> u8 {
+        let waits = self.serials_of(&ik).into_iter().find(|it| self.waiting.contains(it));
+        waits.unwrap_or_else(|| {
+            let serial = self.issue(ik);
+            self.waiting.push(serial);
+            serial
+        })
     }
 
     fn issue(&mut self, ik: [u8; 32]) -> u8 {
@@ -215,12 +255,7 @@ impl FakeCa {
         if self.clock < self.begins[usize::from(serial)] + RENEWED_AFTER {
             return Ok(self.certificate(serial));
         }
-        let waits = self.serials_of(&ik).into_iter().find(|it| self.waiting.contains(it));
-        let serial = waits.unwrap_or_else(|| {
-            let serial = self.issue(ik);
-            self.waiting.push(serial);
-            serial
-        });
+        let serial = self.waiting_for(ik);
         Ok(self.certificate(serial))
     }
 
@@ -229,7 +264,10 @@ impl FakeCa {
         let serial = self.stated(certificate, *time, signature, Adoption::signed)?;
         let ik = self.certified[usize::from(serial)];
         if self.waiting.contains(&serial) {
-            self.supersede(&ik);
+            // This CA has one device.
+            let all = (0..self.certified.len() as u8).filter(|it| !self.waiting.contains(it));
+            let ended: Vec<_> = all.filter(|it| !self.superseded.contains(it)).collect();
+            self.superseded.extend(ended);
             self.waiting.retain(|it| *it != serial);
         }
         if self.in_force(&ik) == Some(serial) {
@@ -252,6 +290,7 @@ impl FakeCa {
             ticket: tag32(&[b"ticket", &claim]).into(),
             receipt_sha256: tag32(&[b"digest", &tag32(&[b"receipt", &claim])]),
             renew_at: self.advice,
+            configuration: None,
         }
         .encode();
         let contents = self.contents.clone().unwrap_or(contents);

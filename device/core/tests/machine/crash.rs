@@ -69,7 +69,7 @@ fn device_that_asks_again_can_sign_in_whenever_the_power_fails() {
             world.power_for = Some(actions);
             _ = world.run(again.clone());
             let Some(Grant::Certificate(grant)) = &world.memory.in_use else { panic!() };
-            assert_eq!(grant.chain[0][..32], world.tpm.ik.unwrap());
+            assert_eq!(grant.chain[0][..32], world.tpm.ik().unwrap());
         }
     }
 }

@@ -6,6 +6,7 @@ mod crash;
 mod eks;
 mod network;
 mod refusals;
+mod rekey;
 mod renew;
 mod runs;
 mod sequences;

@@ -15,7 +15,7 @@ use crate::{request, serial};
 const CERTIFICATE_FLOWS: [Flow; 2] = [Flow::Ticket, Flow::Sealed];
 
 /// A device that was provisioned this long ago. What was asked and told then is forgotten.
-fn provisioned(flow: Flow, age: u64) -> World {
+pub(crate) fn provisioned(flow: Flow, age: u64) -> World {
     let mut world = World::default();
     world.run(request(flow)).unwrap().unwrap();
     world.now += Duration::from_secs(age);
@@ -33,7 +33,7 @@ fn to_renew(flow: Flow) -> ProvisionRequest {
     ProvisionRequest { renew: true, ..request(flow) }
 }
 
-fn kinds(world: &World) -> Vec<&'static str> {
+pub(crate) fn kinds(world: &World) -> Vec<&'static str> {
     let kind = |request: &RequestBody| match request {
         RequestBody::Challenge(_) => "challenge",
         RequestBody::Certify(_) => "certify",
@@ -41,6 +41,7 @@ fn kinds(world: &World) -> Vec<&'static str> {
         RequestBody::Confirm(_) => "confirm",
         RequestBody::Renew(_) => "renew",
         RequestBody::Adopt(_) => "adopt",
+        RequestBody::Rekey(_) => "rekey",
         RequestBody::Register(_) | RequestBody::Ping => "another",
     };
     world.ca.heard.iter().map(kind).collect()
@@ -140,6 +141,39 @@ fn advice_of_the_ca_says_when_to_renew() {
             assert_eq!(!world.ca.heard.is_empty(), is_asked, "{flow}, {advice}, {age}");
         }
     }
+}
+
+#[test]
+fn new_root_that_comes_with_a_certificate_is_pinned_before_that_is_verified() {
+    let pinned_at =
+        |world: &World, wanted: fn(&Action) -> bool| world.actions.iter().position(wanted).unwrap();
+    for (age, answer) in [(0, "a first"), (RENEWED_AFTER + 60, "a renewed")] {
+        let mut world = match age {
+            0 => World::default(),
+            age => provisioned(Flow::Ticket, age),
+        };
+        world.ca.new_root = Some(b"root 2".to_vec());
+        world.run(request(Flow::Ticket)).unwrap().unwrap();
+        assert_eq!(world.pinned, [b"root 2"], "{answer} certificate");
+        assert!(world.steps().contains(&Step::RootPinned("root 2".into())));
+        let pinned = pinned_at(&world, |action| matches!(action, Action::Pin(_)));
+        let stored = world.actions[pinned..].iter();
+        assert!(stored.clone().any(|action| matches!(action, Action::VerifyPath(_))));
+        assert!(stored.clone().any(|action| matches!(action, Action::Store(_))));
+        // It comes again with every certificate.
+        world.run(to_renew(Flow::Ticket)).unwrap().unwrap();
+        assert_eq!(world.pinned.len(), 1);
+    }
+}
+
+#[test]
+fn root_that_is_refused_keeps_no_certificate_from_being_renewed() {
+    let mut world = provisioned(Flow::Ticket, RENEWED_AFTER + 60);
+    world.ca.new_root = Some(b"forged".to_vec());
+    let renewed = world.run(request(Flow::Ticket)).unwrap().unwrap();
+    assert_renewed(&world, &renewed);
+    assert!(world.pinned.is_empty());
+    assert!(world.steps().contains(&Step::RootRefused("it is none".into())));
 }
 
 #[test]
@@ -390,7 +424,7 @@ fn tpm_that_does_not_sign_the_renewal_ends_the_run() {
 #[test]
 fn answer_that_is_no_newer_certificate_for_this_device_is_not_stored() {
     let world = due(Flow::Ticket);
-    let (ik, begins) = (world.tpm.ik.unwrap(), world.ca.begins[0]);
+    let (ik, begins) = (world.tpm.ik().unwrap(), world.ca.begins[0]);
     let now = begins + RENEWED_AFTER;
     let mut forged = certificate(&ik, 1, now, "pump-17");
     forged[40] ^= 1;

@@ -51,7 +51,7 @@ fn run_without_faults_succeeds_after_any_sequence_of_faults() {
         match (&provisioned.credential, &world.memory.in_use) {
             (Credential::Certificate { certificate, .. }, Some(Grant::Certificate(grant))) => {
                 assert_eq!(certificate.chain, grant.chain);
-                assert_eq!(grant.chain[0][..32], world.tpm.ik.unwrap(), "seed {seed}");
+                assert_eq!(grant.chain[0][..32], world.tpm.ik().unwrap(), "seed {seed}");
                 assert_eq!(grant.unconfirmed, None);
                 assert!(world.is_let_in(), "seed {seed}");
             }

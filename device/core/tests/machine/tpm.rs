@@ -1,8 +1,10 @@
-//! A TPM that keeps one identity key and one HMAC key.
+//! A TPM that keeps identity keys and one HMAC key.
+
+use std::collections::BTreeMap;
 
 use assay_device_core::{
-    EkCertificates, EkKind, EndorsementKey, KeyPublic, OpenedKey, ParentKind, TpmAnswer,
-    TpmFailure, TpmFailureKind, TpmOperation,
+    DEFAULT_IK_HANDLE, EkCertificates, EkKind, EndorsementKey, KeyPublic, OpenedKey, ParentKind,
+    TpmAnswer, TpmFailure, TpmFailureKind, TpmOperation,
 };
 use assay_wire::EkId;
 use zeroize::Zeroizing;
@@ -11,7 +13,8 @@ use crate::tag;
 
 #[derive(Clone, Default)]
 pub(crate) struct FakeTpm {
-    pub(crate) ik: Option<[u8; 32]>,
+    /// The identity key at each handle.
+    pub(crate) iks: BTreeMap<u32, [u8; 32]>,
     pub(crate) hmac_key: Option<Vec<u8>>,
     /// The operations that fail.
     pub(crate) fails: Option<fn(&TpmOperation) -> bool>,
@@ -23,6 +26,15 @@ pub(crate) struct FakeTpm {
 impl FakeTpm {
     pub(crate) fn clear(&mut self) {
         *self = Self { clears: self.clears + 1, keys_made: self.keys_made, ..Self::default() };
+    }
+
+    /// The identity key at the handle that is used first.
+    pub(crate) fn ik(&self) -> Option<[u8; 32]> {
+        self.iks.get(&DEFAULT_IK_HANDLE).copied()
+    }
+
+    fn ik_at(&self, handle: u32) -> Result<[u8; 32], TpmFailure> {
+        self.iks.get(&handle).copied().ok_or_else(|| failure(TpmFailureKind::Refused))
     }
 
     pub(crate) fn run(&mut self, operation: TpmOperation) -> Result<TpmAnswer, TpmFailure> {
@@ -39,20 +51,32 @@ impl FakeTpm {
                     is_of_default_template: true,
                 }))
             }
-            TpmOperation::IdentityKey { .. } => TpmAnswer::IdentityKey(self.ik.map(public)),
-            TpmOperation::CreateIdentityKey { .. } => {
-                assert!(self.ik.is_none(), "the handle must be free");
+            TpmOperation::IdentityKey { handle, .. } => {
+                TpmAnswer::IdentityKey(self.iks.get(&handle).copied().map(public))
+            }
+            TpmOperation::CreateIdentityKey { handle, .. } => {
                 self.keys_made += 1;
-                self.ik = Some([self.keys_made; 32]);
-                TpmAnswer::IdentityKey(self.ik.map(public))
+                let before = self.iks.insert(handle, [self.keys_made; 32]);
+                assert!(before.is_none(), "the handle must be free");
+                TpmAnswer::IdentityKey(self.iks.get(&handle).copied().map(public))
+            }
+            TpmOperation::FreeHandle { first } => {
+                let free = (first..).find(|handle| !self.iks.contains_key(handle));
+                TpmAnswer::FreeHandle(free.unwrap())
+            }
+            TpmOperation::RemoveKey { handle, public } => {
+                if self.iks.get(&handle).is_some_and(|ik| ik[..] == public) {
+                    self.iks.remove(&handle);
+                }
+                TpmAnswer::Removed
             }
             TpmOperation::SignRequest { .. } => TpmAnswer::CertificateRequest(vec![0x30, 0]),
-            TpmOperation::Sign { message, .. } => {
-                let ik = self.ik.ok_or_else(|| failure(TpmFailureKind::Refused))?;
+            TpmOperation::Sign { message, handle, .. } => {
+                let ik = self.ik_at(handle)?;
                 TpmAnswer::Signature(signature(&ik, &message))
             }
-            TpmOperation::Activate { ek, blob, seed, .. } => {
-                let ik = self.ik.ok_or_else(|| failure(TpmFailureKind::Refused))?;
+            TpmOperation::Activate { ek, blob, seed, handle } => {
+                let ik = self.ik_at(handle)?;
                 let (secret, found) =
                     blob.split_last_chunk().ok_or_else(|| failure(TpmFailureKind::Refused))?;
                 if *found != credential_tag(&ek_id(ek), &ik, secret, &seed) {

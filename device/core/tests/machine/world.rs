@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use assay_device_core::{
     Action, AnswerError, Attempt, CertificateGrant, Event, Failure, Grant, Machine, Memory,
-    ProvisionRequest, Provisioned, Step, TpmOperation, Trouble, VerifiedPath, provision,
+    Pinning, ProvisionRequest, Provisioned, Step, TpmOperation, Trouble, VerifiedPath, provision,
 };
 use assay_wire::{Proof, Reply, Request, RequestBody};
 use rustls_pki_types::CertificateDer;
@@ -54,6 +54,8 @@ pub(crate) struct World {
     pub(crate) inbox: VecDeque<Event>,
     pub(crate) late: Vec<Event>,
     pub(crate) draws: u8,
+    /// The new roots that are pinned.
+    pub(crate) pinned: Vec<Vec<u8>>,
 }
 
 impl World {
@@ -88,6 +90,18 @@ impl World {
             }
         }
         Some(machine.into_result())
+    }
+
+    /// Pins what the CA calls a root, once.
+    fn pin(&mut self, root: &[u8]) -> Pinning {
+        if !root.starts_with(b"root") {
+            return Pinning::Refused("it is none".into());
+        }
+        if self.pinned.iter().any(|pinned| pinned == root) {
+            return Pinning::Known;
+        }
+        self.pinned.push(root.to_vec());
+        Pinning::New(String::from_utf8_lossy(root).into())
     }
 
     /// What the device's clock says.
@@ -125,6 +139,7 @@ impl World {
                 Event::Stored
             }
             Action::VerifyPath(chain) => Event::PathVerified(verify(&chain, self.clock())),
+            Action::Pin(root) => Event::Pinned(self.pin(&root)),
             Action::Unseal(sealed) => Event::Unsealed((|| {
                 let (contents, found) = sealed.sealed.split_last_chunk()?;
                 let (key, beside) = (&sealed.key, &sealed.associated_data);
@@ -132,6 +147,8 @@ impl World {
                 (*found == expected).then(|| contents.to_vec().into())
             })()),
             Action::Digest(bytes) => Event::Digest(tag32(&[b"digest", &bytes])),
+            // These CAs have no documents.
+            Action::Configuration(_) => Event::Configuration(Ok(None)),
             Action::Draw => {
                 self.draws = self.draws.wrapping_add(1);
                 Event::Random([self.draws; 16])
@@ -206,6 +223,7 @@ impl World {
                         | (_, Some(Grant::Certificate(_)))
                 )
             }
+            RequestBody::Rekey(_) => matches!(self.memory.attempt, Some(Attempt::Rekey(_))),
             RequestBody::Register(_) => matches!(self.memory.attempt, Some(Attempt::Hmac(_))),
             RequestBody::Confirm(proof) => self.unconfirmed().as_ref() == Some(proof),
             RequestBody::Certify(_) | RequestBody::Ping => true,

@@ -483,3 +483,99 @@ fn a_renewed_certificate_whose_adoption_came_late_is_used_then() {
     let actions: Vec<_> = world.done.iter().map(|(_, action)| *action).collect();
     assert_eq!(actions, [RENEW, Action::Connect, PROVISION, Action::Connect]);
 }
+
+fn news(concerns: u64, newest: u64) -> Event {
+    Event::News(News { concerns, newest, spread: Duration::from_secs(100) })
+}
+
+/// A device with a good certificate, online, that knows the configuration of revision 5.
+fn configured() -> World {
+    let mut world = World::new(certificate("1", START));
+    // Nothing is due: the CA gives the same certificate.
+    world.ca = Box::new(|_, stored| (Ok(()), stored.clone()));
+    world.plan.has_configuration(5);
+    world.run(Duration::from_secs(1));
+    world
+}
+
+fn hear(world: &mut World, event: Event) {
+    world.plan.handle(world.now, event);
+}
+
+#[test]
+fn device_asks_once_for_a_configuration_that_is_new_and_not_at_once() {
+    let mut world = configured();
+    let asked = |world: &World| world.count(Action::Start(Job::Renew));
+    hear(&mut world, news(6, 6));
+    world.run(Duration::from_secs(90));
+    assert_eq!(asked(&world), 0, "before its turn");
+    world.run(Duration::from_secs(20));
+    assert_eq!(asked(&world), 1);
+    // The broker retains the news, and tells them at each connection.
+    hear(&mut world, news(6, 6));
+    world.run(Duration::from_hours(1));
+    assert_eq!(asked(&world), 1);
+}
+
+#[test]
+fn device_does_not_ask_for_what_concerns_others() {
+    let mut world = configured();
+    for newest in 6..20 {
+        hear(&mut world, news(5, newest));
+    }
+    world.run(Duration::from_hours(1));
+    // What concerned others then, among those that are no longer named.
+    hear(&mut world, news(19, 30));
+    world.run(Duration::from_hours(1));
+    assert_eq!(world.count(Action::Start(Job::Renew)), 0);
+    hear(&mut world, news(31, 31));
+    world.run(Duration::from_hours(1));
+    assert_eq!(world.count(Action::Start(Job::Renew)), 1);
+}
+
+#[test]
+fn news_without_end_make_a_device_ask_seldom() {
+    let mut world = configured();
+    for revision in 6..606 {
+        let spread = Duration::ZERO;
+        let news = News { concerns: revision, newest: revision, spread };
+        hear(&mut world, Event::News(news));
+        world.run(Duration::from_secs(1));
+    }
+    let asked = world.count(Action::Start(Job::Renew));
+    assert!((10..=61).contains(&asked), "{asked} in ten minutes");
+}
+
+#[test]
+fn device_asks_again_until_the_ca_answers() {
+    let mut world = configured();
+    world.ca = Box::new(|_, stored| (Err(Obstacle::Passing), stored.clone()));
+    hear(&mut world, news(6, 6));
+    world.run(Duration::from_mins(10));
+    let asked = world.count(Action::Start(Job::Renew));
+    assert!(asked > 3, "{asked}");
+    world.ca = Box::new(|_, stored| (Ok(()), stored.clone()));
+    world.run(Duration::from_mins(10));
+    let asked = world.count(Action::Start(Job::Renew));
+    world.run(Duration::from_hours(1));
+    assert_eq!(world.count(Action::Start(Job::Renew)), asked);
+}
+
+#[test]
+fn news_that_were_not_true_do_not_make_a_device_deaf() {
+    let mut world = configured();
+    hear(&mut world, news(u64::MAX, u64::MAX));
+    world.run(Duration::from_hours(1));
+    assert_eq!(world.count(Action::Start(Job::Renew)), 1);
+    hear(&mut world, news(6, 6));
+    world.run(Duration::from_hours(1));
+    assert_eq!(world.count(Action::Start(Job::Renew)), 2);
+}
+
+#[test]
+fn device_waits_an_hour_at_most_whatever_the_news_say() {
+    let mut world = configured();
+    hear(&mut world, Event::News(News { concerns: 6, newest: 6, spread: Duration::MAX }));
+    world.run(Duration::from_secs(3602));
+    assert_eq!(world.count(Action::Start(Job::Renew)), 1);
+}

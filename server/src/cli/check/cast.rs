@@ -199,7 +199,8 @@ impl<'a> Cast<'a> {
             let how = format!("none waits on {topic}; a worker publishes one when it connects");
             return Ok((Found::Broken(how), None));
         };
-        Ok(match self.stage.ca.issuer.believes_until(&list, OffsetDateTime::now_utc()) {
+        let now = OffsetDateTime::now_utc();
+        Ok(match self.stage.ca.issuers.current(now).believes_until(&list, now) {
             Some(until) => {
                 let until = rfc3339::seconds(until.unix_timestamp());
                 (

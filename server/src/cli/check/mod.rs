@@ -226,12 +226,14 @@ async fn revoked(cast: &Cast<'_>, devices: &mut Devices, known: Option<Revoked>)
 /// Publishes the list as it is now, because it may have changed since the planted one was read.
 async fn put_right(directory: &Directory, cast: &Cast<'_>) -> Result<()> {
     let worker = cast.worker().map_err(anyhow::Error::msg)?;
-    let list = cast.stage.ca.revocation_list(
+    let lists = cast.stage.ca.revocation_lists(
         &mut *directory.store()?,
         pipeline::MAX_LIST,
         OffsetDateTime::now_utc(),
     )?;
-    worker.publish(&cast.stage.list(), &list, Stay::Yes).await;
+    for list in lists.iter().filter(|list| list.in_use) {
+        worker.publish(&cast.stage.list(), &list.der, Stay::Yes).await;
+    }
     Ok(())
 }
 

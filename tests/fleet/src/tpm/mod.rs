@@ -7,6 +7,7 @@
 
 pub(crate) mod area;
 pub(crate) mod hash;
+pub(crate) mod signing_key;
 pub(crate) mod storage_key;
 pub(crate) mod wrapper;
 

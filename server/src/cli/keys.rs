@@ -1,0 +1,144 @@
+//! `assay keys`: the secrets that all workers share, and their change.
+
+use anyhow::Result;
+use assay_server::directory::{Directory, SharedSecret};
+use assay_server::operations::keys::{self, LEAD, Role};
+use assay_server::rfc3339;
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::issuing::From;
+use super::{list, table};
+
+#[derive(Subcommand)]
+pub(crate) enum Keys {
+    /// List the ticket keys and master secrets, and what still needs an old one
+    List(list::Json),
+    /// Make the next one: it is accepted as soon as a worker reads it, and used from a time on
+    Rotate(Rotate),
+    /// Drop the one before
+    Retire(Retire),
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Give the new file to every machine with a worker, and have each worker read it
+(SIGHUP) before the time comes: whoever does not know it refuses what is made
+with it.
+
+Examples:
+  assay --dir ca keys rotate ticket && systemctl reload assay
+  assay --dir ca keys rotate master --from 2027-01-15T08:00:00Z
+  assay --dir ca keys list                          # what still needs the old one
+  assay --dir ca keys retire ticket && systemctl reload assay")]
+pub(crate) struct Rotate {
+    /// Which of them
+    secret: Which,
+    /// From when on it is used: a time or a day (UTC), or `now`, for a CA with one worker, or if the
+    /// old one was stolen [default: in an hour]
+    #[arg(long, value_name = "TIME")]
+    from: Option<From>,
+}
+
+#[derive(Args)]
+pub(crate) struct Retire {
+    /// Which of them
+    secret: Which,
+    /// Even if something still needs it, which is lost then
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Which {
+    /// Makes tickets, and encrypts certificates that wait
+    Ticket,
+    /// From it, the shared keys of devices are derived
+    Master,
+}
+
+impl Which {
+    fn secret(self) -> SharedSecret {
+        match self {
+            Self::Ticket => SharedSecret::Ticket,
+            Self::Master => SharedSecret::Master,
+        }
+    }
+}
+
+impl Keys {
+    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
+        match self {
+            Self::List(list::Json { json }) => list_all(directory, json),
+            Self::Rotate(rotate) => rotate.run(directory),
+            Self::Retire(retire) => retire.run(directory),
+        }
+    }
+}
+
+impl Rotate {
+    fn run(self, directory: &Directory) -> Result<()> {
+        let now = OffsetDateTime::now_utc();
+        let from = self.from.map_or(now + LEAD, |from| from.at(now));
+        let file = keys::rotate(directory, self.secret.secret(), from, now)?;
+        let stem = self.secret.secret().stem();
+        eprintln!("made {file}, used from {} on", rfc3339::seconds(from.unix_timestamp()));
+        eprintln!(
+            "  copy it to every machine with a worker, and send SIGHUP to `assay serve` and `assay \
+             worker` (systemctl reload assay) before that"
+        );
+        eprintln!("  {stem}.key is accepted until `assay keys retire {stem}`");
+        Ok(())
+    }
+}
+
+impl Retire {
+    fn run(self, directory: &Directory) -> Result<()> {
+        let secret = self.secret.secret();
+        let lost = keys::retire(directory, secret, self.force, OffsetDateTime::now_utc())?;
+        let stem = secret.stem();
+        eprintln!("dropped the {stem} key of before: {stem}.key is the one in use");
+        lost.iter().for_each(|lost| eprintln!("  lost: {lost}"));
+        eprintln!(
+            "  do the same on every machine with a worker, and send SIGHUP to `assay serve` and \
+             `assay worker` (systemctl reload assay)"
+        );
+        Ok(())
+    }
+}
+
+fn list_all(directory: &Directory, json: bool) -> Result<()> {
+    let held = keys::list(directory, OffsetDateTime::now_utc())?;
+    let from =
+        |from: Option<OffsetDateTime>| from.map(|from| rfc3339::seconds(from.unix_timestamp()));
+    if json {
+        for held in &held {
+            let (role, needed) = match &held.role {
+                Role::InUse => ("in use", None),
+                Role::Next => ("next", None),
+                Role::Before(needed) => ("before", Some(needed)),
+            };
+            table::print_json(&json!({
+                "key": held.secret.stem(),
+                "file": held.file,
+                "from": from(held.from),
+                "state": role,
+                "needed_by": needed,
+            }));
+        }
+        return Ok(());
+    }
+    let cells = held.iter().map(|held| {
+        let state = match &held.role {
+            Role::InUse => "in use".into(),
+            Role::Next => "next, accepted".into(),
+            Role::Before(needed) if needed.is_empty() => "before, no longer needed".into(),
+            Role::Before(needed) => format!("before, accepted: {}", needed.join("; ")),
+        };
+        let from = from(held.from).unwrap_or_else(|| "-".into());
+        [held.secret.stem().into(), held.file.clone(), from, state]
+    });
+    table::print(["KEY", "FILE", "USED FROM", "STATE"], cells);
+    Ok(())
+}

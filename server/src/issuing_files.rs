@@ -1,0 +1,221 @@
+//! The files of issuing CAs in a CA's directory: their names, which say from when on each is used,
+//! and how they are written.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::dated;
+use crate::new_files::NewFiles;
+
+/// The name of an issuing CA's files, without `.pem` and `.key`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IssuingName {
+    from: Option<OffsetDateTime>,
+}
+
+impl IssuingName {
+    /// Of the one that `assay init` makes, which is used from the beginning.
+    pub const FIRST: Self = Self { from: None };
+
+    /// Of one that is used from this second on.
+    pub fn from(time: OffsetDateTime) -> Self {
+        let time = time.to_offset(time::UtcOffset::UTC);
+        Self { from: Some(time.replace_nanosecond(0).expect("0 is a nanosecond")) }
+    }
+
+    /// Of one that is used from then on; `None` is from the beginning.
+    pub fn of(used_from: Option<OffsetDateTime>) -> Self {
+        used_from.map_or(Self::FIRST, Self::from)
+    }
+
+    /// Reads `issuing` or `issuing-YYYYMMDDTHHMMSSZ`.
+    pub fn parse(name: &str) -> Option<Self> {
+        dated::parse(STEM, name).map(|from| Self { from })
+    }
+
+    /// From when on it is used; `None` is from the beginning.
+    pub fn used_from(self) -> Option<OffsetDateTime> {
+        self.from
+    }
+
+    /// The name of the file with its certificate.
+    pub fn certificate(self) -> String {
+        format!("{self}.pem")
+    }
+
+    /// The name of the file with its key.
+    pub fn key(self) -> String {
+        format!("{self}.key")
+    }
+}
+
+impl std::fmt::Display for IssuingName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&dated::name(STEM, self.from))
+    }
+}
+
+/// The issuing CAs whose certificate is in this directory, in the order of their times. A key
+/// without a certificate is half made, and counts for nothing.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn certified(directory: &Path) -> io::Result<Vec<IssuingName>> {
+    named(directory, ".pem")
+}
+
+/// Those whose key is in this directory.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn with_key(directory: &Path) -> io::Result<Vec<IssuingName>> {
+    named(directory, ".key")
+}
+
+/// The names of the keys in this directory that wait for a certificate, without `.key`.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn waiting(directory: &Path) -> io::Result<Vec<String>> {
+    let certified = certified(directory)?;
+    let mut waiting: Vec<_> = with_key(directory)?
+        .into_iter()
+        .filter(|name| !certified.contains(name))
+        .map(|name| name.to_string())
+        .collect();
+    if directory.join(format!("{PENDING}.key")).exists() {
+        waiting.push(PENDING.to_owned());
+    }
+    Ok(waiting)
+}
+
+fn named(directory: &Path, kind: &str) -> io::Result<Vec<IssuingName>> {
+    let found = dated::files(directory, STEM, kind)?;
+    Ok(found.into_iter().map(|from| IssuingName { from }).collect())
+}
+
+/// The CA's directory, held open: it is the same directory even if the owner of a directory above
+/// puts another in its place. Whatever is written is there as a whole, and on disk, or not at all.
+pub(crate) struct Files {
+    held: File,
+    path: PathBuf,
+}
+
+impl Files {
+    pub(crate) fn open(directory: &Path) -> Result<Self> {
+        let cannot_open = || format!("cannot open {}", directory.display());
+        let held = File::open(directory).with_context(cannot_open)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        Ok(Self { held, path })
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Zeroizing<String>>> {
+        match fs::read_to_string(self.path.join(name)) {
+            Ok(text) => Ok(Some(Zeroizing::new(text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {name}")),
+        }
+    }
+
+    /// Writes a file that does not exist yet.
+    pub(crate) fn put(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
+        // No file of a CA has a name that begins with a dot.
+        let new = format!(".{name}.new");
+        self.remove(&new)?;
+        let written = NewFiles::of(&self.path).map_err(Into::into);
+        written
+            .and_then(|files| files.write(&new, content, mode))
+            .and_then(|()| self.rename(&new, name))
+            .with_context(|| format!("cannot write {name}"))
+    }
+
+    /// Gives a file another name, which no file has.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<()> {
+        // Unlike a renaming, this overwrites nothing.
+        fs::hard_link(self.path.join(from), self.path.join(to))
+            .with_context(|| format!("cannot make {to}"))?;
+        self.remove(from)
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        match fs::remove_file(self.path.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {name}"))
+            }
+            _ => Ok(self.held.sync_all()?),
+        }
+    }
+}
+
+/// The name of a key that waits for a certificate, and of the request for it. From when on the
+/// issuing CA is used is said when its certificate comes.
+pub const PENDING: &str = "issuing-next";
+
+const STEM: &str = "issuing";
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn names_read_back_as_what_was_written_and_no_time_has_two() {
+        assert_eq!(IssuingName::parse("issuing"), Some(IssuingName::FIRST));
+        let time = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        let name = IssuingName::from(time + time::Duration::MILLISECOND);
+        assert_eq!(name.to_string(), "issuing-20270115T080000Z");
+        assert_eq!(name.used_from(), Some(time));
+        assert_eq!(IssuingName::parse("issuing-20270115T080000Z"), Some(name));
+        for other in [
+            "",
+            "issuing-",
+            "issuing-next",
+            "issuing-20270115",
+            "issuing-20270115T080000",
+            "issuing-20270115T080000z",
+            "issuing-2027-01-15T08:00:00Z",
+            "issuing-20271315T080000Z",
+            "issuing-20270115T080060Z",
+            "issuing-+20270115T080000Z",
+            "issuing20270115T080000Z",
+            "Issuing",
+        ] {
+            assert_eq!(IssuingName::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_key_without_a_certificate_counts_for_nothing_and_other_files_neither() {
+        let directory = tempfile::tempdir().unwrap();
+        for file in [
+            "issuing.pem",
+            "issuing.key",
+            "issuing-20280101T000000Z.pem",
+            "issuing-20270101T000000Z.pem",
+            "issuing-20290101T000000Z.key",
+            "issuing-old.pem",
+            "service.pem",
+        ] {
+            fs::write(directory.path().join(file), "").unwrap();
+        }
+        let names = |list: io::Result<Vec<IssuingName>>| {
+            list.unwrap().iter().map(IssuingName::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(certified(directory.path())),
+            ["issuing", "issuing-20270101T000000Z", "issuing-20280101T000000Z"]
+        );
+        assert_eq!(names(with_key(directory.path())), ["issuing", "issuing-20290101T000000Z"]);
+        assert_eq!(waiting(directory.path()).unwrap(), ["issuing-20290101T000000Z"]);
+        fs::write(directory.path().join("issuing-next.key"), "").unwrap();
+        let all = ["issuing-20290101T000000Z", "issuing-next"];
+        assert_eq!(waiting(directory.path()).unwrap(), all);
+    }
+}

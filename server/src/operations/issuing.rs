@@ -1,0 +1,444 @@
+//! Issuing CAs: the next one is made or brought, all are listed, old ones go.
+
+use std::cmp::Ordering;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use assay_ca_core::{
+    Authority, HANDOVER, Issuer, IssuerError, certificates_in, issuing_key, issuing_request,
+};
+use assay_store::InForce;
+use assay_wire::KeyId;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::ca::key_id;
+use crate::directory::Directory;
+use crate::expiry::{Ending, WARN_OF_CA_BEFORE, What, needs_next};
+use crate::issuing_files::{self, Files, IssuingName, PENDING};
+use crate::new_files::{PUBLIC, SECRET, pem_of};
+use crate::random::random;
+use crate::rfc3339;
+
+/// An issuing CA that is in its place.
+#[derive(Clone, Debug)]
+pub struct InPlace {
+    /// The name of its files.
+    pub name: IssuingName,
+    /// What it is called in certificates.
+    pub subject: String,
+    /// The identifier of its key.
+    pub key_id: KeyId,
+    /// From when on it is used.
+    pub from: OffsetDateTime,
+    /// Until when it is valid.
+    pub ends: OffsetDateTime,
+}
+
+/// Makes the issuing CA that is used from this time on, with the root's key: the one in `root_key`,
+/// or else in the CA's directory.
+///
+/// # Errors
+/// The time is past or taken, the root's key cannot be read or is another root's, or the files
+/// cannot be written.
+pub fn make(
+    directory: &Directory,
+    from: OffsetDateTime,
+    root_key: Option<&Path>,
+    now: OffsetDateTime,
+) -> Result<InPlace> {
+    let name = free_name(directory, from, now, None)?;
+    let root = directory.root_authority(root_key)?;
+    let subject = next_subject(directory, from, true)?;
+    let pair = root.issuing_called(&subject, now, &mut random())?.to_pem();
+    let made = check(directory, name, &pair.certificate, &pair.key)
+        .context("the root's key makes no issuing CA")?;
+    let files = Files::open(directory.path())?;
+    // The key first: without a certificate it counts for nothing.
+    files.put(&name.key(), pair.key.as_bytes(), SECRET)?;
+    files.put(&name.certificate(), pair.certificate.as_bytes(), PUBLIC)?;
+    Ok(made)
+}
+
+/// A request for a certificate.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// PKCS #10 (RFC 2986), in PEM.
+    pub pem: String,
+    /// Whether it was made now.
+    pub is_new: bool,
+}
+
+/// Makes a key, and a request to certify it for the root's owner on another machine. A request that
+/// waits already is given again, unless `again` wants another key.
+///
+/// # Errors
+/// The files cannot be read or written.
+pub fn request(directory: &Directory, again: bool, now: OffsetDateTime) -> Result<Request> {
+    let files = Files::open(directory.path())?;
+    let [key_file, request_file] = ["key", "csr"].map(|kind| format!("{PENDING}.{kind}"));
+    if again {
+        files.remove(&request_file)?;
+        files.remove(&key_file)?;
+    }
+    let key = files.read(&key_file)?;
+    match (&key, files.read(&request_file)?) {
+        (Some(_), Some(pem)) => return Ok(Request { pem: pem.to_string(), is_new: false }),
+        // An earlier command was ended before it had removed this.
+        (None, Some(_)) => files.remove(&request_file)?,
+        (_, None) => {}
+    }
+    let key = match key {
+        Some(key) => key,
+        None => {
+            let key = issuing_key()?;
+            files.put(&key_file, key.as_bytes(), SECRET)?;
+            key
+        }
+    };
+    let pem = issuing_request(&next_subject(directory, now, false)?, &key)
+        .with_context(|| format!("{key_file}; --again makes another one"))?;
+    files.put(&request_file, pem.as_bytes(), PUBLIC)?;
+    Ok(Request { pem, is_new: true })
+}
+
+/// Puts a certificate into its place that was made for a key that waits, to be used from this time
+/// on. `file` is in any encoding; it may hold other certificates besides.
+///
+/// # Errors
+/// It is for another key, it would make no good issuing CA, the time is past or taken, or the files
+/// cannot be written.
+pub fn install(
+    directory: &Directory,
+    file: &[u8],
+    from: OffsetDateTime,
+    now: OffsetDateTime,
+) -> Result<InPlace> {
+    let files = Files::open(directory.path())?;
+    let certificates = certificates_in(file)?;
+    let waiting = issuing_files::waiting(directory.path())?;
+    for holder in &waiting {
+        let Some(key) = files.read(&format!("{holder}.key"))? else { continue };
+        for certificate in &certificates {
+            let pem = pem_of("CERTIFICATE", certificate);
+            match Issuer::from_pem(&pem, &key) {
+                Err(IssuerError::KeyMismatch) => continue,
+                Err(error) => return Err(error.into()),
+                Ok(_) => {}
+            }
+            let name = free_name(directory, from, now, Some(holder))?;
+            let made = check(directory, name, &pem, &key)?;
+            if *holder != name.to_string() {
+                files.rename(&format!("{holder}.key"), &name.key())?;
+            }
+            files.put(&name.certificate(), pem.as_bytes(), PUBLIC)?;
+            if holder == PENDING {
+                files.remove(&format!("{PENDING}.csr"))?;
+            }
+            return Ok(made);
+        }
+    }
+    ensure!(
+        !waiting.is_empty(),
+        "no key waits for a certificate; `assay issuing csr` makes one, with a request for it"
+    );
+    bail!(
+        "the certificate is for none of the keys that wait: {}.key; have the request certified \
+         that `assay issuing csr` gives",
+        waiting.join(".key, ")
+    )
+}
+
+/// What an issuing CA is for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It signed certificates before, and signs its revocation list.
+    Old,
+    /// It signs certificates.
+    InUse,
+    /// Its time is to come.
+    Next,
+    /// Its key waits for a certificate.
+    Unfinished,
+}
+
+/// An issuing CA, as it is in the directory.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The name of its files, without `.pem` and `.key`.
+    pub files: String,
+    /// From when on it is used; `None` if from the beginning, or if that is not said yet.
+    pub from: Option<OffsetDateTime>,
+    /// What it is for.
+    pub state: State,
+    /// What its certificate says, or why its files cannot be used. `None` if it is unfinished.
+    pub certificate: Option<Result<Certified, String>>,
+}
+
+/// What the certificate of an issuing CA says, and what the record does.
+#[derive(Clone, Debug)]
+pub struct Certified {
+    /// Its name.
+    pub subject: String,
+    /// The identifier of its key.
+    pub key_id: KeyId,
+    /// Until when it is valid.
+    pub ends: OffsetDateTime,
+    /// The devices' certificates that it signed.
+    pub in_force: InForce,
+}
+
+/// All issuing CAs of a directory, in the order of their times; then those that are unfinished.
+///
+/// # Errors
+/// The directory or the store cannot be read.
+pub fn list(directory: &Directory, now: OffsetDateTime) -> Result<Vec<Row>> {
+    let names = directory.issuing_names()?;
+    let in_use = names.iter().rposition(|name| name.used_from().is_none_or(|from| from <= now));
+    let in_use = in_use.unwrap_or(0);
+    let mut store = directory.store()?;
+    let mut rows = Vec::new();
+    for (position, name) in names.iter().enumerate() {
+        let state = match position.cmp(&in_use) {
+            Ordering::Less => State::Old,
+            Ordering::Equal => State::InUse,
+            Ordering::Greater => State::Next,
+        };
+        let certificate = match directory.issuer_called(*name) {
+            Ok(issuer) => {
+                let until = names.get(position + 1).and_then(|next| next.used_from());
+                let at_work = (name.used_from(), until);
+                Ok(Certified {
+                    subject: issuer.name(),
+                    key_id: key_id(&issuer),
+                    ends: issuer.not_after(),
+                    in_force: in_force(&mut *store, &issuer, at_work, now)?,
+                })
+            }
+            Err(error) => Err(format!("{error:#}")),
+        };
+        let (files, from) = (name.to_string(), name.used_from());
+        rows.push(Row { files, from, state, certificate: Some(certificate) });
+    }
+    let unfinished = issuing_files::waiting(directory.path())?;
+    rows.extend(unfinished.into_iter().map(|files| Row {
+        from: IssuingName::parse(&files).and_then(IssuingName::used_from),
+        files,
+        state: State::Unfinished,
+        certificate: None,
+    }));
+    Ok(rows)
+}
+
+/// What was removed.
+#[derive(Clone, Debug)]
+pub struct Removed {
+    /// The name of its files.
+    pub files: String,
+    /// What it was for.
+    pub state: State,
+}
+
+/// Removes key and certificate of an issuing CA: `which` is the name of its files, or the
+/// identifier of its key.
+///
+/// # Errors
+/// There is none, it is in use, or certificates in force need it.
+pub fn remove(directory: &Directory, which: &str, now: OffsetDateTime) -> Result<Removed> {
+    let is_it = |row: &Row| {
+        row.files == which
+            || matches!(&row.certificate, Some(Ok(it)) if it.key_id.as_str() == which)
+    };
+    let row = list(directory, now)?.into_iter().find(is_it).with_context(|| {
+        format!("there is no issuing CA {which}; `assay issuing list` names them")
+    })?;
+    match (row.state, &row.certificate) {
+        (State::InUse, _) => bail!(
+            "{} is in use; make the next one first (`assay issuing new`), and remove this one when \
+             its last certificate has ended",
+            row.files
+        ),
+        (State::Old, Some(Err(reason))) => bail!(
+            "{} cannot be read, so nobody knows which certificates need it: {reason}; take its \
+             files away by hand if you know",
+            row.files
+        ),
+        (
+            _,
+            Some(Ok(Certified {
+                in_force: InForce { active, waiting, last_ends: Some(last) },
+                ..
+            })),
+        ) => bail!(
+            "{} signed {active} certificates that are in force, and may have signed {waiting} that \
+             wait; the last ends at {}. Their devices renew by themselves",
+            row.files,
+            rfc3339::seconds(*last)
+        ),
+        _ => {}
+    }
+    let files = Files::open(directory.path())?;
+    // The certificate first: a key without one counts for nothing.
+    files.remove(&format!("{}.pem", row.files))?;
+    files.remove(&format!("{}.key", row.files))?;
+    if row.files == PENDING {
+        files.remove(&format!("{PENDING}.csr"))?;
+    }
+    Ok(Removed { files: row.files, state: row.state })
+}
+
+/// The CA's own certificates that should be replaced.
+///
+/// # Errors
+/// They cannot be read.
+pub fn ending(directory: &Directory, now: OffsetDateTime) -> Result<Vec<Ending>> {
+    let (issuers, lifetime) = (directory.issuers()?, directory.config().profile.validity());
+    let next = issuers.all().iter().filter_map(|it| it.from).find(|from| *from > now);
+    let ends = issuers.current(now).not_after();
+    let issuing = needs_next(ends, next, lifetime, now).then_some((What::Issuing, ends));
+    // The next one takes over from the other as soon as it is there.
+    let root = directory.pinned()?.pop().and_then(|it| ends_of(&it));
+    let service = directory.service_certificates()?.pop().and_then(|it| ends_of(&it));
+    let [root, service] = [(What::Root, root), (What::Service, service)]
+        .map(|(what, ends)| ends.map(|ends| (what, ends)));
+    let soon = |(_, ends): &(What, OffsetDateTime)| *ends <= now + WARN_OF_CA_BEFORE;
+    let others = [root, service].into_iter().flatten().filter(soon);
+    let found = issuing.into_iter().chain(others);
+    Ok(found.map(|(what, ends)| Ending { what, not_after: ends.unix_timestamp() }).collect())
+}
+
+fn ends_of(certificate: &[u8]) -> Option<OffsetDateTime> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.validity().not_after.to_datetime())
+}
+
+/// The certificates of this issuer that are in force. Of one that waits, only its device and the
+/// ticket key say who signed it, so those count that were issued while this issuer was at work, and
+/// a day before and after.
+fn in_force(
+    store: &mut dyn assay_store::Store,
+    issuer: &Issuer,
+    (since, until): (Option<OffsetDateTime>, Option<OffsetDateTime>),
+    now: OffsetDateTime,
+) -> Result<InForce> {
+    let since = since.map_or(OffsetDateTime::UNIX_EPOCH, |since| since - HANDOVER);
+    let until = until.map_or(now + HANDOVER, |until| until + HANDOVER);
+    Ok(store.in_force(issuer.key_id(), since..until, now)?)
+}
+
+/// The name of the files of one that is used from this time on; `holder` has its key already.
+fn free_name(
+    directory: &Directory,
+    from: OffsetDateTime,
+    now: OffsetDateTime,
+    holder: Option<&str>,
+) -> Result<IssuingName> {
+    let name = IssuingName::from(from);
+    let shown = rfc3339::seconds(from.unix_timestamp());
+    ensure!(
+        from.unix_timestamp() >= now.unix_timestamp(),
+        "{shown} is past; --from now takes effect at once"
+    );
+    ensure!(from.year() <= 9999, "{shown} has a year that no certificate can say");
+    let taken = directory.issuing_names()?.contains(&name)
+        || issuing_files::waiting(directory.path())?
+            .iter()
+            .any(|it| *it == name.to_string() && holder != Some(it));
+    ensure!(!taken, "there is an issuing CA from {shown} already; choose another time");
+    Ok(name)
+}
+
+/// Checks that this certificate and key make a good issuing CA besides those that are there: a root
+/// of ours vouches for it (RFC 5280 §6.1), it can sign for clients and for nobody else, and for as
+/// long as a certificate lasts from its time on, and its name and key are its own. Then it signs
+/// for a device that does not exist, and that is verified as brokers do it.
+fn check(
+    directory: &Directory,
+    name: IssuingName,
+    certificate: &str,
+    key: &str,
+) -> Result<InPlace> {
+    let from = name.used_from().context("it has no time")?;
+    let lifetime = directory.config().profile.validity();
+    let issuer = Issuer::from_pem(certificate, key)?
+        .under(&directory.pinned()?)?
+        .valid_at(from)?
+        .fit_to_issue(lifetime, from)?;
+    let in_place = InPlace {
+        name,
+        subject: issuer.name(),
+        key_id: key_id(&issuer),
+        from,
+        ends: issuer.not_after(),
+    };
+    let services = directory.service_certificates()?;
+    ensure!(
+        !services.iter().any(|service| issuer.has_the_name_of(service)),
+        "the service CA has the name {}, too; certify the request with another one",
+        issuer.name()
+    );
+    directory.issuers_with(Some((from, issuer)))?;
+
+    let authority = Authority::from_pem(certificate, key)?;
+    let (_, leaf) = authority.throw_away_device(&directory.config().scope, from, &mut random())?;
+    let leaf = CertificateDer::from_pem_slice(leaf.certificate.as_bytes())?;
+    let issuing = CertificateDer::from_pem_slice(certificate.as_bytes())?;
+    let provider = aws_lc_rs::default_provider().into();
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(directory.roots()?.into(), provider).build()?;
+    let at = std::time::Duration::from_secs(from.unix_timestamp().unsigned_abs());
+    verifier
+        .verify_client_cert(&leaf, &[issuing], UnixTime::since_unix_epoch(at))
+        .context("brokers would not accept a certificate that it signs")?;
+    Ok(in_place)
+}
+
+/// A common name that no issuing CA has: that of the one in use, and a date. It stays short,
+/// because each device certificate has it twice on its way.
+fn next_subject(directory: &Directory, at: OffsetDateTime, may_be_a_day: bool) -> Result<String> {
+    let names = directory.issuing_names()?;
+    let all = names.iter().filter_map(|name| directory.issuer_called(*name).ok()?.common_name());
+    let all: Vec<_> = all.collect();
+    let base = all.last().map_or("Issuing CA", |name| without_date(name));
+    let time = rfc3339::seconds(at.unix_timestamp());
+    let day = format!("{base} {}", time.split('T').next().unwrap_or(&time));
+    if may_be_a_day && !all.contains(&day) {
+        return Ok(day);
+    }
+    Ok(format!("{base} {time}"))
+}
+
+/// A name without the date that [`next_subject`] put at its end.
+fn without_date(name: &str) -> &str {
+    let is_date = |word: &str| {
+        let day = word.get(..10).unwrap_or_default().bytes().enumerate();
+        word.len() >= 10
+            && day.into_iter().all(|(at, byte)| match at {
+                4 | 7 => byte == b'-',
+                _ => byte.is_ascii_digit(),
+            })
+    };
+    name.rsplit_once(' ').filter(|(_, last)| is_date(last)).map_or(name, |(base, _)| base)
+}
+
+/// How long before its time the next issuing CA is made, unless an operator says otherwise: a week,
+/// so that all who look once a day have seen it before it signs.
+pub const AHEAD: Duration = Duration::days(7);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_grow_with_each_rotation() {
+        assert_eq!(without_date("Assay Issuing CA"), "Assay Issuing CA");
+        assert_eq!(without_date("Assay Issuing CA 2027-01-15"), "Assay Issuing CA");
+        assert_eq!(without_date("Assay Issuing CA 2027-01-15T08:00:00Z"), "Assay Issuing CA");
+        assert_eq!(without_date("Plant 17"), "Plant 17");
+        assert_eq!(without_date("2027-01-15"), "2027-01-15");
+    }
+}

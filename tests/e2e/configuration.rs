@@ -1,0 +1,198 @@
+//! Documents that an operator attaches to devices: on their way, kept, told of, and refused.
+
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use assay_tests::{Agent, AssayDir, Device, EkKind, Worker, json, run, trusted_vendor};
+
+use crate::external_brokers::mosquitto_as_deployed;
+use crate::lab::Lab;
+use crate::resident::{eventually, script};
+
+#[test]
+fn a_document_comes_with_the_certificate_in_either_flow() -> Result<()> {
+    let lab = Lab::open()?;
+    set(&lab.dir, &["--scope"], "{\"interval\": 30}")?;
+    for (number, flow) in ["ticket", "sealed"].into_iter().enumerate() {
+        let tpm = trusted_vendor()?.device(EkKind::P256, number)?;
+        let device = Device::new(&tpm)?;
+        lab.provision(&device, &["--flow", flow])?;
+        ensure!(kept(&device)? == "{\"interval\": 30}", "{flow}");
+        ensure!(json(&mut device.status()?)?["configuration"] == 1, "{flow}");
+        ensure!(json(&mut device.inspect(&lab.dir)?)?["configuration"] == 1, "{flow}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_devices_own_document_goes_first_and_what_is_removed_goes() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    let id = lab.provision(&device, &[])?["device_id"].clone();
+    let id = id.as_str().context("an id")?;
+    ensure!(device.configuration()?.output()?.status.code() == Some(8), "there is none");
+    // The worker may take a second to notice the first one.
+    let renewed = |expected: &str| {
+        eventually(|| {
+            run(&mut device.renew(&lab.dir, &lab.server)?)?;
+            Ok(kept(&device).unwrap_or_default() == expected)
+        })
+    };
+    set(&lab.dir, &["--scope"], "[1]")?;
+    renewed("[1]")?;
+    set(&lab.dir, &["--device", id], "[2]")?;
+    set(&lab.dir, &["--scope"], "[3]")?;
+    renewed("[2]")?;
+    lab.assay(&["configuration", "remove", "--device", id])?;
+    renewed("[3]")?;
+    lab.assay(&["configuration", "remove", "--scope"])?;
+    renewed("")?;
+    ensure!(device.configuration()?.output()?.status.code() == Some(8), "it was removed");
+    ensure!(json(&mut device.status()?)?["configuration"] == 5);
+    ensure!(lab.assay(&["configuration", "list", "--json"])?.stdout.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_change_is_told_within_seconds_and_each_revision_once() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    let id = lab.provision(&device, &[])?["device_id"].clone();
+    let id = id.as_str().context("an id")?;
+    let (program, heard) = (tpm.work_dir().join("on-configuration"), tpm.work_dir().join("heard"));
+    let fails = tpm.work_dir().join("fails");
+    let text = format!(
+        "echo \"$1 $ASSAY_DEVICE_ID $ASSAY_REVISION <$(cat)>\" >> {}\n! test -e {}\n",
+        heard.display(),
+        fails.display()
+    );
+    script(&program, &text)?;
+    let start = || {
+        let mut command = device.run(&lab.dir, &lab.server)?;
+        command.args(["--on-configuration", &format!("{} told", program.display())]);
+        let agent = Agent::start(command)?;
+        agent.says("online as", 1)?;
+        Ok::<_, anyhow::Error>(agent)
+    };
+    let mut expected = String::new();
+    let mut hears = |revision: u32, text: &str| {
+        expected += &format!("told {id} {revision} <{text}>\n");
+        eventually(|| Ok(fs::read_to_string(&heard).unwrap_or_default() == expected))
+    };
+    let agent = start()?;
+    set(&lab.dir, &["--device", id], "[1]")?;
+    hears(1, "[1]")?;
+    agent.says(&format!("{id} has configuration 1: 3 bytes"), 1)?;
+    set(&lab.dir, &["--device", "another"], "[0]")?;
+    // The program fails: it did not take this one.
+    fs::write(&fails, "")?;
+    set(&lab.dir, &["--scope"], "[0]")?;
+    set(&lab.dir, &["--device", id], "[4]")?;
+    hears(4, "[4]")?;
+    agent.says("the program for configurations failed with revision 4", 1)?;
+    agent.signal("KILL")?;
+    drop(agent);
+    fs::remove_file(&fails)?;
+    let agent = start()?;
+    hears(4, "[4]")?;
+    drop(agent);
+    // It was taken, so the next start says nothing of it.
+    let _agent = start()?;
+    lab.assay(&["configuration", "remove", "--scope"])?;
+    lab.assay(&["configuration", "remove", "--device", id])?;
+    hears(6, "")
+}
+
+#[test]
+fn an_older_document_is_refused_and_the_newer_one_stays() -> Result<()> {
+    let mut lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    set(&lab.dir, &["--scope"], "[1]")?;
+    lab.provision(&device, &[])?;
+    lab.server.kill9()?;
+    let database = |name: &str| lab.dir.path().join(name);
+    let copies = ["assay.db", "assay.db-wal", "assay.db-shm"];
+    for name in copies {
+        _ = fs::copy(database(name), database(&format!("{name}.older")));
+    }
+    lab.server.restart()?;
+    set(&lab.dir, &["--scope"], "[2]")?;
+    run(&mut device.renew(&lab.dir, &lab.server)?)?;
+    ensure!(kept(&device)? == "[2]");
+
+    lab.server.kill9()?;
+    for name in copies {
+        _ = fs::remove_file(database(name));
+        _ = fs::copy(database(&format!("{name}.older")), database(name));
+    }
+    lab.server.restart()?;
+    let renewed = run(&mut device.renew(&lab.dir, &lab.server)?)?;
+    let said = String::from_utf8_lossy(&renewed.stderr).into_owned();
+    ensure!(said.contains("revision 1, and this device has revision 2 already"), "{said}");
+    ensure!(kept(&device)? == "[2]");
+    Ok(())
+}
+
+#[test]
+fn a_document_that_no_device_could_take_is_refused() -> Result<()> {
+    let lab = Lab::open()?;
+    for (document, reason) in [
+        ("interval = 30".to_owned(), "neither JSON"),
+        (format!("\"{}\"", "x".repeat(4095)), "4097 bytes; a device takes 4096"),
+        (String::new(), "neither JSON"),
+    ] {
+        let refused = set(&lab.dir, &["--scope"], &document).unwrap_err().to_string();
+        ensure!(refused.contains(reason), "{refused}");
+    }
+    let neither = lab.dir.assay(&["configuration", "set", "-"])?.output()?;
+    ensure!(neither.status.code() == Some(2));
+    // The longest one goes through.
+    let longest = format!("\"{}\"", "x".repeat(4094));
+    set(&lab.dir, &["--scope"], &longest)?;
+    for (number, flow) in ["ticket", "sealed"].into_iter().enumerate() {
+        let device = trusted_vendor()?.device(EkKind::Rsa2048, number)?;
+        let device = Device::new(&device)?;
+        lab.provision(&device, &["--flow", flow])?;
+        ensure!(kept(&device)? == longest, "{flow}");
+    }
+    let shown = lab.assay(&["configuration", "show", "--scope"])?;
+    ensure!(String::from_utf8(shown.stdout)? == longest);
+    Ok(())
+}
+
+#[test]
+fn on_mosquitto_a_change_is_told_too() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let vendor = trusted_vendor()?;
+    dir.trust(&vendor)?;
+    let mosquitto = mosquitto_as_deployed(&dir)?;
+    let url = |listener| format!("mqtts://127.0.0.1:{}", mosquitto.port(listener));
+    let _worker = Worker::start(&dir, &url(1))?;
+    let tpm = vendor.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    let agent = Agent::start(device.run_at(&url(0), &url(1), &dir.root_pem())?)?;
+    agent.says("online as", 1)?;
+    set(&dir, &["--scope"], "{}")?;
+    agent.says("has configuration 1: 2 bytes", 1)
+}
+
+/// `assay configuration set`, with the document on standard input.
+fn set(dir: &AssayDir, target: &[&str], document: &str) -> Result<()> {
+    let mut command = dir.assay(&[&["configuration", "set"], target, &["-"]].concat())?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    child.stdin.take().context("stdin is a pipe")?.write_all(document.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// `assay-device configuration`; empty if there is none.
+fn kept(device: &Device) -> Result<String> {
+    Ok(String::from_utf8(device.configuration()?.output()?.stdout)?)
+}
