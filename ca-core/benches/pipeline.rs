@@ -164,12 +164,7 @@ fn ticket(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
     step_of(group, "readmit", || world.prove(&proof), |device| world.readmit(device));
     let readmitted = || world.readmit(world.prove(&proof));
     step_of(group, "prepare", readmitted, |device| world.prepare(device));
-    step_of(
-        group,
-        "sign",
-        || world.prepare(readmitted()),
-        |prepared| Issued::<Proven>::sign(prepared),
-    );
+    step_of(group, "sign", || world.prepare(readmitted()), Issued::<Proven>::sign);
     let certificate = Issued::<Proven>::sign(world.prepare(readmitted())).unwrap();
     step(group, "certificate encode", || {
         let reply = certificate.reply();

@@ -359,7 +359,7 @@ mod tests {
         case.refuses(with(&|params| params.is_ca = IsCa::ExplicitNoCa), "not that of a CA");
         case.refuses(with(&|params| params.is_ca = IsCa::NoCa), "not that of a CA");
         let constrained = IsCa::Ca(BasicConstraints::Constrained(0));
-        case.refuses(with(&|params| params.is_ca = constrained.clone()), "limits");
+        case.refuses(with(&|params| params.is_ca = constrained), "limits");
         case.refuses(with(&|params| params.key_usages = vec![]), "limits");
         let client = vec![ExtendedKeyUsagePurpose::ClientAuth];
         case.refuses(with(&|params| params.extended_key_usages = client.clone()), "limits");

@@ -41,7 +41,8 @@ impl FakeClock {
             ("LD_PRELOAD", OsStr::new("/usr/$LIB/faketime/libfaketime.so.1").to_owned()),
             ("FAKETIME_TIMESTAMP_FILE", self.file().into_os_string()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", OsStr::new("1").to_owned()),
-            ("FAKETIME_CACHE_DURATION", OsStr::new("1").to_owned()),
+            // libfaketime reads the file again when more whole seconds than these have begun.
+            ("FAKETIME_CACHE_DURATION", OsStr::new("0").to_owned()),
         ]
     }
 

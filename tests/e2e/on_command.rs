@@ -160,7 +160,7 @@ struct Operator {
 impl Operator {
     fn of(dir: &AssayDir, operational: &str) -> Self {
         let port = operational.rsplit_once(':').map(|(_, port)| port).unwrap_or_default();
-        Self { port: port.into(), dir: dir.path().into() }
+        Self { port: port.into(), dir: dir.path() }
     }
 
     /// Publishes on a topic below `device/v1/default/`.

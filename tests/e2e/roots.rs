@@ -154,7 +154,7 @@ fn devices_follow_a_new_root_by_renewal_alone_and_the_old_one_goes() -> Result<(
     let chain = device.state().join("certificate.pem");
     ensure!(fs::read_to_string(&chain)?.matches("BEGIN").count() == 3);
     ensure!(openssl_verifies(&given, &chain)? && openssl_verifies(&world.new_root()?, &chain)?);
-    let pinned = |device: &Device, dir| Ok::<_, anyhow::Error>(json(&mut device.inspect(dir)?)?);
+    let pinned = |device: &Device, dir| json(&mut device.inspect(dir)?);
     let inspected = pinned(&device, &world.lab.dir)?;
     ensure!(inspected["pinned_roots"].as_array().is_some_and(|it| it.len() == 1), "{inspected}");
     ensure!(pinned(&sleeper, &world.lab.dir)?["pinned_roots"] == json!([]));

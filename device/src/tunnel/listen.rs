@@ -117,7 +117,8 @@ impl Drop for Listener {
 /// the permissions are set, so it must be a directory where only its owner and group can.
 fn bind_socket(path: &Path) -> io::Result<UnixListener> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let mode = fs::metadata(parent.unwrap_or(Path::new(".")))?.permissions().mode();
+    let parent = parent.unwrap_or_else(|| Path::new("."));
+    let mode = fs::metadata(parent)?.permissions().mode();
     if mode & WRITABLE_BY_OTHERS != 0 && mode & STICKY == 0 {
         let why = "every user can write to its directory: chmod o-w, or use another one";
         return Err(io::Error::new(ErrorKind::PermissionDenied, why));
