@@ -166,8 +166,9 @@ impl Access {
             (Role::Device { device: own, .. }, Topic::Request(scope, client)) => {
                 scope == self.scope && client.as_str() == own.as_str()
             }
-            (Role::Device { device: own, .. }, Topic::Device(scope, device, _)) => {
-                scope == self.scope && device == *own
+            // Not its own commands: whoever speaks through the device's tunnel would command it.
+            (Role::Device { device: own, .. }, Topic::Device(scope, device, rest)) => {
+                scope == self.scope && device == *own && !is_command(&rest)
             }
             (Role::Operator, Topic::Device(scope, _, rest)) => {
                 scope == self.scope && is_command(&rest)
@@ -543,6 +544,10 @@ mod tests {
         ] {
             assert!(access.may_publish(topic), "{topic}");
             assert_eq!(access.may_retain(topic), topic.starts_with("device/"), "{topic}");
+        }
+        for command in ["device/v1/default/pump-17/command", "device/v1/default/pump-17/command/x"]
+        {
+            assert!(!access.may_publish(command), "{command}");
         }
         for filter in [
             "device/v1/default/pump-17/#",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use assay_device_core::{
-    Action, Event, Failure, Machine, Provisioned, SealedBox, Step, TpmOperation, Traffic,
+    Action, Event, Failure, Machine, Pinning, Provisioned, SealedBox, Step, TpmOperation, Traffic,
 };
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest;
@@ -95,13 +95,19 @@ impl Agent<'_> {
                 }
                 Action::Pin(root) => {
                     let now = self.clock.at([&root]);
-                    Some(Event::Pinned(roots::pin(&root, self.roots, self.state, now)?))
+                    // The certificate that it came with is worth more.
+                    let pinning = roots::pin(&root, self.roots, self.state, now)
+                        .unwrap_or_else(|error| Pinning::Refused(error.to_string()));
+                    Some(Event::Pinned(pinning))
                 }
                 Action::Unseal(sealed) => Some(Event::Unsealed(unseal(&sealed))),
                 Action::Digest(bytes) => Some(Event::Digest(sha256(&bytes))),
                 Action::Configuration(received) => {
                     let roots = roots::trusted(self.roots, self.state.path())?;
-                    let kept = configuration::keep(&received, self.state, &roots, self.clock)?;
+                    let kept = configuration::keep(&received, self.state, &roots, self.clock)
+                        .unwrap_or_else(|error| {
+                            Err(configuration::ConfigurationError::NotKept(error.to_string()))
+                        });
                     Some(Event::Configuration(kept.map_err(|error| error.to_string())))
                 }
                 Action::Clock => Some(Event::Clock(self.clock.now().as_secs())),

@@ -141,6 +141,8 @@ pub(crate) enum ConfigurationError {
     NotAWorker(String),
     #[error("its signature is wrong")]
     Signature,
+    #[error("it cannot be kept: {0}")]
+    NotKept(String),
     #[error("it is for device {device} of scope {scope}")]
     OtherDevice { device: DeviceId, scope: Scope },
     #[error("it has revision {revision}, and this device has revision {stored} already")]

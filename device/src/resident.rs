@@ -139,6 +139,7 @@ struct Agent<'a> {
 
 struct Dialled {
     session: Session,
+    device_id: DeviceId,
     /// What to tell when it is there.
     online: String,
     good_for: Option<Duration>,
@@ -239,11 +240,12 @@ impl Agent<'_> {
         };
         let online = text_of_sign_in(&sign_in, broker);
         let good_for = sign_in.password.is_some().then_some(TOKEN_LIFETIME);
+        let device_id = sign_in.device_id.clone();
         self.connections += 1;
         let sender = self.sender.clone();
         let takes_commands = !self.options.on_command.is_empty();
         let session = Session::open(self.connections, broker, sign_in, takes_commands, sender);
-        self.attempt = Some(Dialled { session, online, good_for });
+        self.attempt = Some(Dialled { session, device_id, online, good_for });
         Ok(())
     }
 
@@ -287,11 +289,17 @@ impl Agent<'_> {
 
     fn up(&mut self, number: u64) {
         let Some(dialled) = self.attempt.take_if(|it| it.session.number == number) else { return };
-        let Dialled { session, online, good_for } = dialled;
+        let Dialled { session, device_id, online, good_for } = dialled;
         // The broker has ended an earlier connection of this device (MQTT 5.0, 3.1.4).
         self.session = Some(session);
         self.plan.handle(self.now(), Event::Connected { good_for });
         self.lines.well(&self.systemd, &online);
+        // Another process may have got the device another certificate meanwhile.
+        let stored = stored(&self.options.state);
+        if self.plan.is_anothers(&stored) {
+            self.plan.handle(self.now(), Event::Found(stored));
+            self.run_program(device_id, Occasion::Renewed);
+        }
     }
 
     fn over(&mut self, number: u64, trouble: Trouble) -> Result<(), Error> {

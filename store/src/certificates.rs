@@ -46,13 +46,15 @@ pub struct CertificateRow {
     pub der: Option<Vec<u8>>,
 }
 
-/// The certificates in force of an issuing CA.
+/// The certificates of an issuing CA that have not expired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InForce {
     /// Those that it signed.
     pub active: u64,
     /// Those that it may have signed, and that wait for their confirmation or adoption.
     pub waiting: u64,
+    /// Those that it signed, were in force, and ended before their time: its list names them.
+    pub listed: u64,
     /// When the last of all of them ends, in seconds since 1970; `None` if there is none.
     pub last_ends: Option<i64>,
 }

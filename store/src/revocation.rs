@@ -7,8 +7,8 @@ use assay_ca_core::{RevocationReason, Revoked};
 pub struct RevokedCertificates {
     /// Certificates that relying parties may have seen.
     pub once_in_force: Vec<Revoked>,
-    /// Certificates that waited and never came into force. If they were sealed, nobody but the TPM
-    /// can have read them; if they were renewed, their device could.
+    /// Certificates that were sealed and never came into force: nobody but the TPM can have read
+    /// them.
     pub never_in_force: Vec<Revoked>,
 }
 

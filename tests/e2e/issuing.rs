@@ -124,10 +124,14 @@ fn devices_of_the_issuing_ca_before_stay_and_follow_by_renewal_alone() -> Result
     ensure!(issuer_of(&old)? == issuer_of(&new)?, "{}", issuer_of(&old)?);
     ensure!(lab.publishes(&old)?);
 
-    // Nobody needs the old one any more.
+    // Nobody needs the old one any more, except for its list.
     let rows = lab.issuing()?;
     ensure!(rows[0]["in_force"] == 0 && rows[1]["in_force"] == 2, "{rows:?}");
-    lab.assay(&["issuing", "remove", text(&rows[0], "key_id")?])?;
+    ensure!(rows[0]["listed"] == 1 && rows[0]["last_ends"].is_string(), "{rows:?}");
+    let refused = lab.dir.assay(&["issuing", "remove", "issuing"])?.output()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains("no list"), "{said}");
+    lab.assay(&["issuing", "remove", "--force", text(&rows[0], "key_id")?])?;
     ensure!(!lab.dir.path().join("issuing.key").exists());
     lab.reload()?;
     ensure!(states(&lab.dir)? == ["in use"] && lab.publishes(&old)?);

@@ -3,6 +3,7 @@
 
 use assay_wire::RequestBody;
 
+use crate::answer::AnswerError;
 use crate::certificate::{DeviceCertificate, check_device_id};
 use crate::failure::Failure;
 use crate::granted::{IdentityKey, provisioned, verify};
@@ -17,8 +18,8 @@ use crate::ticket;
 use crate::tpm::{KeyPublic, TpmAnswer, TpmOperation};
 
 /// Finishes a rekey that an earlier run left: the certificate is stored, and the CA is to hear of
-/// it. Returns `None` if there is nothing to finish, if the CA refused for good, or if the request
-/// asks for more.
+/// it. Returns `None` if there is nothing to finish or to verify it with, if the CA refused for
+/// good, or if the request asks for more.
 ///
 /// After a refusal the device goes on with what is in use. The new key stays in the TPM, and is
 /// remembered: somebody else may have refused, and the CA may still hear of the adoption.
@@ -30,13 +31,20 @@ pub(crate) async fn settle(run: &Run) -> Result<Option<Provisioned>, Failure> {
         return Ok(None);
     }
     let key = find(run, record).await?;
-    let certificate = match &key {
-        Some(key) => verify(run, new.chain.clone(), new.renew_at, &key.id).await.ok(),
-        None => None,
-    };
-    let (Some(key), Some(certificate)) = (key, certificate) else {
+    let Some(key) = key else {
         give_up(run, record).await;
         return Ok(None);
+    };
+    let certificate = match verify(run, new.chain.clone(), new.renew_at, &key.id).await {
+        Ok(certificate) => certificate,
+        Err(AnswerError::OtherKey | AnswerError::Expired { .. }) => {
+            give_up(run, record).await;
+            return Ok(None);
+        }
+        // The clock is wrong, and will be right again.
+        Err(error @ AnswerError::NotYetValid { .. }) => return Err(error.into()),
+        // This run was told another root or another device id.
+        Err(_) => return Ok(None),
     };
     run.desk().progress(Step::NotAdopted);
     let insists = request.renew || request.again || request.rekey;

@@ -8,6 +8,7 @@ use crate::answer::AnswerError;
 use crate::certificate::DeviceCertificate;
 use crate::event::SealedBox;
 use crate::failure::Failure;
+use crate::granted;
 use crate::identity::{self, Applicant, Ready};
 use crate::kinds::EkKind;
 use crate::line::Ended;
@@ -65,6 +66,10 @@ async fn unseal(
             .map_err(|error| AnswerError::Unreadable(alloc::format!("{error}")))?;
     let certificate = applicant.verify(run, &chain, renew_at).await?;
     run.desk().progress(Step::CertificateOpened(certificate.serial.clone()));
+    // A new root comes as the last issuer, as the root before it certified it.
+    if let [_, _, .., new_root] = &chain[..] {
+        granted::pin(run, Some(new_root.clone())).await;
+    }
     run.keep_configuration(configuration, &certificate).await;
     let proof = Proof { claim: reply.claim, ticket };
     Ok((certificate, Confirmation { proof, receipt_sha256 }))

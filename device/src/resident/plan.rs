@@ -69,6 +69,8 @@ pub(super) enum Event {
     Lost,
     /// The broker says which configurations are new.
     News(News),
+    /// Another process has put this into the state directory, and the device has signed in with it.
+    Found(Stored),
     /// A conversation with the CA has ended. The state directory says this now.
     JobEnded(Result<(), Obstacle>, Stored),
 }
@@ -241,6 +243,12 @@ impl Plan {
         *stored != Stored::Nothing && (is_other || self.has_changed)
     }
 
+    /// Whether another process has put this certificate or key there: no conversation with the CA
+    /// is under way here whose end would tell of it.
+    pub(super) fn is_anothers(&self, stored: &Stored) -> bool {
+        self.job.is_none() && !self.has_changed && self.is_another(stored)
+    }
+
     /// Looks at the clocks: whether somebody set one, or the machine was suspended. Call it first
     /// whenever the agent wakes.
     pub(super) fn observe(&mut self, now: Now) -> Option<Notice> {
@@ -392,6 +400,10 @@ impl Plan {
                 link.after = now.boot + link.delays.after(Obstacle::Passing, random);
             }
             Event::News(news) => self.hear_news(now, news, random),
+            Event::Found(stored) => {
+                self.stored = stored;
+                self.stored_since = now.boot;
+            }
             Event::JobEnded(outcome, stored) => self.job_ended(now, outcome, stored, random),
         }
     }

@@ -54,6 +54,9 @@ pub(crate) enum Issuing {
     Remove {
         /// The name of its files, for example issuing-20270115T000000Z, or its key identifier
         which: String,
+        /// Remove it although certificates that it signed, and that were revoked, have not expired
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -74,8 +77,8 @@ impl Issuing {
                 tell(&installed, now);
             }
             Self::List { json } => list(directory, json, now)?,
-            Self::Remove { which } => {
-                let removed = issuing::remove(directory, &which, now)?;
+            Self::Remove { which, force } => {
+                let removed = issuing::remove(directory, &which, force, now)?;
                 eprintln!("removed {0}.pem and {0}.key", removed.files);
                 if removed.state != State::Unfinished {
                     eprintln!("  remove them on every machine that serves this CA");

@@ -80,6 +80,7 @@ pub fn issuing_ca(row: &issuing::Row) -> Value {
         "not_after": certified.map(|it| time(it.ends)),
         "in_force": certified.map(|it| it.in_force.active),
         "may_wait": certified.map(|it| it.in_force.waiting),
+        "listed": certified.map(|it| it.in_force.listed),
         "last_ends": certified.and_then(|it| it.in_force.last_ends).map(rfc3339::seconds),
     })
 }

@@ -247,8 +247,14 @@ pub struct Removed {
 /// identifier of its key.
 ///
 /// # Errors
-/// There is none, it is in use, or certificates in force need it.
-pub fn remove(directory: &Directory, which: &str, now: OffsetDateTime) -> Result<Removed> {
+/// There is none, it is in use, or certificates in force need it; or, unless this is forced, it
+/// signed certificates that were revoked and have not expired, which nobody would list any more.
+pub fn remove(
+    directory: &Directory,
+    which: &str,
+    force: bool,
+    now: OffsetDateTime,
+) -> Result<Removed> {
     let is_it = |row: &Row| {
         row.files == which
             || matches!(&row.certificate, Some(Ok(it)) if it.key_id.as_str() == which)
@@ -270,12 +276,22 @@ pub fn remove(directory: &Directory, which: &str, now: OffsetDateTime) -> Result
         (
             _,
             Some(Ok(Certified {
-                in_force: InForce { active, waiting, last_ends: Some(last) },
+                in_force: InForce { active, waiting, last_ends: Some(last), .. },
                 ..
             })),
-        ) => bail!(
+        ) if *active + *waiting > 0 => bail!(
             "{} signed {active} certificates that are in force, and may have signed {waiting} that \
              wait; the last ends at {}. Their devices renew by themselves",
+            row.files,
+            rfc3339::seconds(*last)
+        ),
+        (
+            _,
+            Some(Ok(Certified { in_force: InForce { listed, last_ends: Some(last), .. }, .. })),
+        ) if !force => bail!(
+            "{} signed {listed} certificates that were revoked or superseded, and that no list \
+             names once it is removed; the last ends at {}. With --force, relying parties that \
+             take an old list, or none, believe them until then",
             row.files,
             rfc3339::seconds(*last)
         ),

@@ -98,7 +98,8 @@ struct Published {
 /// certificate, so the list of a large fleet is long and changes all the time. Nobody is to wait for
 /// it much of the time.
 fn is_good_enough(has_changed: bool, age: Duration, took: Duration) -> bool {
-    age < if has_changed { REST * took } else { REVOCATION_LIST_LIFETIME.unsigned_abs() / 2 }
+    let rest = (REST * took).min(LONGEST_REST);
+    age < if has_changed { rest } else { REVOCATION_LIST_LIFETIME.unsigned_abs() / 2 }
 }
 
 /// Publishes certificates and lists; `None` if the `last` ones are still good.
@@ -151,6 +152,8 @@ const REQUESTS_A_SECOND: u64 = 500;
 const POLL: Duration = Duration::from_secs(1);
 /// For so many times as long as lists took, there are no others: they take 5 % of the time at most.
 const REST: u32 = 20;
+/// A store that stood still once must not keep a revocation back for long.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 /// Brokers take packets of 64 KiB. This leaves some room for the head of the packet, and holds
 /// about 1,300 certificates.
 pub const MAX_LIST: usize = 63 * 1024;

@@ -203,8 +203,10 @@ impl Planner {
         plan: &Plan,
         about: &About,
     ) -> Result<Option<Bytes<MAX_SIGNED_CONFIGURATION>>, Refusal> {
-        let (Plan::Certify(..) | Plan::Enroll(..) | Plan::Renew(..), Some(device)) =
-            (plan, &about.device)
+        let (
+            Plan::Certify(..) | Plan::Enroll(..) | Plan::Renew(..) | Plan::Rekey(..),
+            Some(device),
+        ) = (plan, &about.device)
         else {
             return Ok(None);
         };

@@ -102,8 +102,9 @@ impl Postgres {
         self.read(|session| {
             let row =
                 session.query_one(IN_FORCE, &[&now.unix_timestamp(), &key_id, &since, &until])?;
-            let [active, waiting] = [0, 1].map(|column| row.get::<_, i64>(column).unsigned_abs());
-            Ok(InForce { active, waiting, last_ends: row.get(2) })
+            let [active, waiting, listed] =
+                [0, 1, 2].map(|column| row.get::<_, i64>(column).unsigned_abs());
+            Ok(InForce { active, waiting, listed, last_ends: row.get(3) })
         })
     }
 
@@ -195,10 +196,11 @@ const CERTIFICATES: &str = "SELECT serial, device_id, status, not_before, not_af
         confirm_by, CASE WHEN confirmed_at IS NOT NULL THEN der END
     FROM certificates ORDER BY number";
 const IN_FORCE: &str = "SELECT count(*) FILTER (WHERE status = 'active'),
-        count(*) FILTER (WHERE status = 'unconfirmed'), max(not_after)
+        count(*) FILTER (WHERE status = 'unconfirmed'),
+        count(*) FILTER (WHERE status IN ('superseded', 'revoked')), max(not_after)
     FROM certificates
     WHERE not_after > $1
-          AND (status = 'active' AND position($2::bytea IN der) > 0
+          AND (status <> 'unconfirmed' AND position($2::bytea IN der) > 0
                OR status = 'unconfirmed' AND confirm_by > $1 AND issued_at >= $3 AND issued_at < $4)";
 const THROW_AWAY: &str = "INSERT INTO certificates
     (serial, device_id, ek_id, ik_id, assurance, status, not_before, not_after, issued_at, sha256, der)

@@ -266,16 +266,13 @@ fn put_into_force(session: &mut Session, group: &[Holding<'_>]) -> Result<(), St
 }
 
 /// Revokes what waits for the EKs, but can no longer come into force because another certificate
-/// did: what was issued no later, and what renews the certificate that ended. A renewal of a key
-/// that was replaced must not bring the key back. An EK that was never registered and got no certificate in the last day has nothing that
-/// waits.
+/// did: what was issued before that, and what renews the certificate that ended. A renewal of a key
+/// that was replaced must not bring the key back.
 fn end_outdated(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
     let (mut serials, mut times, mut replaced) = (vec![], vec![], vec![]);
     for Holding { write, answer } in group {
         let records = &answer.snapshot.records;
-        if let Some((serial, at)) = write.in_force()
-            && (records.registration.is_some() || records.recent_unconfirmed > 0)
-        {
+        if let Some((serial, at)) = write.in_force() {
             serials.push(&serial[..]);
             times.push(at.unix_timestamp());
             replaced.push(active_ik(records).map(|ik_id| ik_id.to_vec()));
@@ -376,7 +373,7 @@ const END_OUTDATED: &str = "UPDATE certificates c
     FROM unnest($1::bytea[], $2::int8[], $3::bytea[]) n(serial, ended_at, replaced)
          JOIN certificates a USING (serial)
     WHERE c.ek_id = a.ek_id AND c.ik_id <> a.ik_id
-        AND (c.issued_at <= a.issued_at OR c.ik_id = n.replaced)
+        AND (c.issued_at <= coalesce(a.confirmed_at, a.issued_at) OR c.ik_id = n.replaced)
         AND (CASE WHEN c.status = 'unconfirmed' THEN 1 END) = 1";
 const OFFER: &str = "INSERT INTO shared_keys AS s
     (ek_id, device_id, assurance, generation, is_used, plain_srk_generation, offered_at)

@@ -180,10 +180,14 @@ const HAS_OVERDUE: &str = "SELECT EXISTS (SELECT FROM certificates
 const REVOKE_OVERDUE: &str = "UPDATE certificates SET status = 'revoked', ended_at = $1, der = ''
     WHERE serial IN (SELECT serial FROM certificates
                      WHERE status = 'unconfirmed' AND confirm_by <= $1 LIMIT $2)";
-const REVOKED: &str = "SELECT serial, status, ended_at, confirmed_at IS NOT NULL, number
+/// The fourth column says whether anybody but the TPM may have the certificate. One that waits for
+/// its whole life was renewed, and sent in clear; the others were sealed.
+const REVOKED: &str = "SELECT serial, status, ended_at,
+        confirmed_at IS NOT NULL OR coalesce(confirm_by >= not_after, false), number
     FROM certificates WHERE status IN ('superseded', 'revoked') AND not_after > $1
     UNION ALL
-    SELECT c.serial, c.status, l.since, c.confirmed_at IS NOT NULL, c.number
+    SELECT c.serial, c.status, l.since,
+        c.confirmed_at IS NOT NULL OR coalesce(c.confirm_by >= c.not_after, false), c.number
     FROM disabled_eks l JOIN certificates c USING (ek_id)
     WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > $1";
 const REVOKED_IDENTITIES: &str = "SELECT serial, revoked_at FROM identity_certificates

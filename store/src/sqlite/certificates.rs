@@ -94,7 +94,7 @@ impl Transaction<'_> {
     }
 
     /// Revokes what waits for the EK, but can no longer come into force because the certificate
-    /// with this serial number did: what was issued no later, and what renews the certificates that
+    /// with this serial number did: what was issued before that, and what renews the certificates that
     /// it ended at this moment. A renewal of a key that was replaced must not bring the key back.
     pub(super) fn end_outdated(
         &self,
@@ -105,7 +105,8 @@ impl Transaction<'_> {
         self.0
             .prepare_cached(
                 "UPDATE certificates SET status = 'revoked', ended_at = ?3, der = x''
-                 FROM (SELECT ik_id AS ik, issued_at AS at FROM certificates WHERE serial = ?2)
+                 FROM (SELECT ik_id AS ik, coalesce(confirmed_at, issued_at) AS at
+                       FROM certificates WHERE serial = ?2)
                  WHERE ek_id = ?1 AND status = 'unconfirmed' AND ik_id <> ik
                    AND (issued_at <= at OR ik_id IN
                      (SELECT o.ik_id FROM certificates o WHERE o.ek_id = ?1
@@ -213,17 +214,19 @@ impl Sqlite {
     ) -> Result<InForce, StoreError> {
         let [since, until] = [at_work.start, at_work.end].map(OffsetDateTime::unix_timestamp);
         let query = "SELECT count(*) FILTER (WHERE status = 'active'),
-                            count(*) FILTER (WHERE status = 'unconfirmed'), max(not_after)
+                            count(*) FILTER (WHERE status = 'unconfirmed'),
+                            count(*) FILTER (WHERE status IN ('superseded', 'revoked')),
+                            max(not_after)
                      FROM certificates
                      WHERE not_after > ?1
-                           AND (status = 'active' AND instr(der, ?2) > 0
+                           AND (status <> 'unconfirmed' AND instr(der, ?2) > 0
                                 OR status = 'unconfirmed' AND confirm_by > ?1
                                    AND issued_at >= ?3 AND issued_at < ?4)";
         let parameters = params![now.unix_timestamp(), key_id, since, until];
         Ok(self.connection.query_row(query, parameters, |row| {
-            let (active, waiting): (i64, i64) = (row.get(0)?, row.get(1)?);
-            let [active, waiting] = [active, waiting].map(i64::unsigned_abs);
-            Ok(InForce { active, waiting, last_ends: row.get(2)? })
+            let counts: [i64; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
+            let [active, waiting, listed] = counts.map(i64::unsigned_abs);
+            Ok(InForce { active, waiting, listed, last_ends: row.get(3)? })
         })?)
     }
 

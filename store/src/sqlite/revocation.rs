@@ -191,11 +191,15 @@ const HAS_OVERDUE: &str =
 const REVOKE_OVERDUE: &str = "UPDATE certificates SET status = 'revoked', ended_at = ?1, der = x''
     WHERE rowid IN (SELECT rowid FROM certificates
                     WHERE status = 'unconfirmed' AND confirm_by <= ?1 LIMIT ?2)";
-const REVOKED: &str = "SELECT serial, status, ended_at, confirmed_at IS NOT NULL, rowid FROM \
-                       certificates
+/// The fourth column says whether anybody but the TPM may have the certificate. One that waits for
+/// its whole life was renewed, and sent in clear; the others were sealed.
+const REVOKED: &str = "SELECT serial, status, ended_at,
+        confirmed_at IS NOT NULL OR coalesce(confirm_by >= not_after, 0), rowid
+    FROM certificates
     WHERE status IN ('superseded', 'revoked') AND not_after > ?1
     UNION ALL
-    SELECT c.serial, c.status, l.since, c.confirmed_at IS NOT NULL, c.rowid
+    SELECT c.serial, c.status, l.since,
+        c.confirmed_at IS NOT NULL OR coalesce(c.confirm_by >= c.not_after, 0), c.rowid
     FROM disabled_eks l CROSS JOIN certificates c USING (ek_id)
     WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > ?1";
 const REVOKED_IDENTITIES: &str = "SELECT serial, revoked_at FROM identity_certificates WHERE \

@@ -75,10 +75,10 @@ fn checkpoint_moves_what_is_committed_out_of_the_log() {
     let length = || std::fs::metadata(fixture.path()).unwrap().len();
     store.checkpoint().unwrap();
     let before = length();
-    enter(&mut store, act(&certificate(1, "pump-17", ek(1)), vec![1; 100_000])).unwrap();
+    enter(&mut store, act(&certificate(1, "pump-17", ek(1)), vec![1; 4096])).unwrap();
     assert_eq!(length(), before, "a commit leaves it in the log");
     store.checkpoint().unwrap();
-    assert!(length() > before);
+    assert!(length() > before, "a page more");
 }
 
 #[test]

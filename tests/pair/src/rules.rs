@@ -304,7 +304,7 @@ impl Rules {
                 self.check_new(&facts, now)?;
                 let claim = self.of(facts.ek_id).claims.get(&facts.ik_id).copied();
                 rule!(claim.is_some(), "certified without a proof: {}", facts.device_id);
-                self.becomes_active(&facts, claim.unwrap_or(now))?;
+                self.becomes_active(&facts, claim.unwrap_or(now), facts.issued_at)?;
                 self.add(facts, sha256, Status::Active);
             }
             Deed::Sealed { facts, sha256 } => {
@@ -356,7 +356,7 @@ impl Rules {
                     );
                 }
                 let before = self.active(facts.ek_id).map(|before| before.facts.serial);
-                self.becomes_active(&facts, facts.issued_at)?;
+                self.becomes_active(&facts, facts.issued_at, now)?;
                 self.set(serial, Status::Active);
                 if let (Some(before), true) = (before, is_renewed)
                     && let Some(before) = self.certificates.get_mut(&before)
@@ -666,14 +666,15 @@ impl Rules {
         }
     }
 
-    /// What waits for an EK and another IK ends, unless it was issued later than what comes into
-    /// force. What waits for the IK that was in force before ends in any case.
-    fn ends_what_is_outdated(&mut self, in_force: &CertificateFacts) {
+    /// What waits for an EK and another IK ends, unless it was issued after `since`, when this one
+    /// comes into force. What waits for the IK that was in force before ends in any case.
+    fn ends_what_is_outdated(&mut self, in_force: &CertificateFacts, since: OffsetDateTime) {
         let before = self.active(in_force.ek_id).map(|it| it.facts.ik_id);
         for Certificate { facts, status, .. } in self.certificates.values_mut() {
             let is_of_other_ik = facts.ek_id == in_force.ek_id && facts.ik_id != in_force.ik_id;
             let is_outdated = is_of_other_ik
-                && (facts.issued_at <= in_force.issued_at || Some(facts.ik_id) == before);
+                && (facts.issued_at.unix_timestamp() <= since.unix_timestamp()
+                    || Some(facts.ik_id) == before);
             if is_outdated && *status == Status::Unconfirmed {
                 *status = Status::Revoked;
             }
@@ -694,12 +695,13 @@ impl Rules {
         &mut self,
         facts: &CertificateFacts,
         decided_at: OffsetDateTime,
+        since: OffsetDateTime,
     ) -> Result<(), Broken> {
         let CertificateFacts { ek_id, ik_id, device_id, .. } = facts;
         self.check_not_disabled(*ek_id)?;
         self.check_nobody_else_has(*ek_id, device_id)?;
         self.registers(*ek_id, device_id)?;
-        self.ends_what_is_outdated(facts);
+        self.ends_what_is_outdated(facts, since);
         let standing = self.of(*ek_id);
         let policy = standing.enrolment.as_ref().map(|it| it.reprovision).unwrap_or_default();
         let Some(before) = self.active(*ek_id) else { return Ok(()) };

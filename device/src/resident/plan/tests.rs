@@ -579,3 +579,18 @@ fn device_waits_an_hour_at_most_whatever_the_news_say() {
     world.run(Duration::from_secs(3602));
     assert_eq!(world.count(Action::Start(Job::Renew)), 1);
 }
+
+#[test]
+fn certificate_that_another_process_got_is_found_once_and_renewed_in_its_own_time() {
+    let mut world = World::new(certificate("old", START));
+    world.act();
+    let found = certificate("another", START + 60);
+    assert!(!world.plan.is_anothers(&certificate("old", START)));
+    assert!(world.plan.is_anothers(&found));
+    world.plan.handle(world.now, Event::Found(found.clone()));
+    assert!(!world.plan.is_anothers(&found), "it was told of");
+    assert_eq!(world.plan.next(world.now), None);
+    // While a conversation is under way, its end tells.
+    world.plan.job = Some(Job::Renew);
+    assert!(!world.plan.is_anothers(&certificate("third", START + 90)));
+}
