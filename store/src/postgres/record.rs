@@ -373,7 +373,7 @@ const END_OUTDATED: &str = "UPDATE certificates c
     FROM unnest($1::bytea[], $2::int8[], $3::bytea[]) n(serial, ended_at, replaced)
          JOIN certificates a USING (serial)
     WHERE c.ek_id = a.ek_id AND c.ik_id <> a.ik_id
-        AND (c.issued_at <= coalesce(a.confirmed_at, a.issued_at) OR c.ik_id = n.replaced)
+        AND (c.issued_at <= greatest(a.confirmed_at, a.issued_at) OR c.ik_id = n.replaced)
         AND (CASE WHEN c.status = 'unconfirmed' THEN 1 END) = 1";
 const OFFER: &str = "INSERT INTO shared_keys AS s
     (ek_id, device_id, assurance, generation, is_used, plain_srk_generation, offered_at)

@@ -105,7 +105,7 @@ impl Transaction<'_> {
         self.0
             .prepare_cached(
                 "UPDATE certificates SET status = 'revoked', ended_at = ?3, der = x''
-                 FROM (SELECT ik_id AS ik, coalesce(confirmed_at, issued_at) AS at
+                 FROM (SELECT ik_id AS ik, max(coalesce(confirmed_at, 0), issued_at) AS at
                        FROM certificates WHERE serial = ?2)
                  WHERE ek_id = ?1 AND status = 'unconfirmed' AND ik_id <> ik
                    AND (issued_at <= at OR ik_id IN

@@ -356,7 +356,7 @@ impl Rules {
                     );
                 }
                 let before = self.active(facts.ek_id).map(|before| before.facts.serial);
-                self.becomes_active(&facts, facts.issued_at, now)?;
+                self.becomes_active(&facts, facts.issued_at, now.max(facts.issued_at))?;
                 self.set(serial, Status::Active);
                 if let (Some(before), true) = (before, is_renewed)
                     && let Some(before) = self.certificates.get_mut(&before)
