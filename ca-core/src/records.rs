@@ -111,7 +111,8 @@ pub struct CertificateOnRecord {
     pub ik_id: [u8; 32],
     /// When it was issued.
     pub issued_at: OffsetDateTime,
-    /// When it came into force: later than it was issued, if it waited.
+    /// When it came into force: later than it was issued, if it waited. It is no earlier than that
+    /// of any certificate that the EK had before, also if the CA's clock was set back since.
     pub in_force_since: OffsetDateTime,
 }
 

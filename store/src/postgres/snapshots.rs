@@ -187,7 +187,9 @@ const SNAPSHOTS: &str = "SELECT
      ORDER BY o.place LIMIT 1),
     w.serials, w.devices, w.assurances, w.issued, w.confirm_by, w.stored,
     CASE WHEN $9::bool AND c.ik_id = k.ik AND c.not_after > q.now THEN c.der END, w.digests,
-    a.newest, a.count, w.iks, greatest(c.confirmed_at, c.issued_at)
+    a.newest, a.count, w.iks,
+    (SELECT max(greatest(r.confirmed_at, r.issued_at)) FROM certificates r
+     WHERE r.ek_id = q.ek AND r.confirmed_at IS NOT NULL)
 FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[], $11::bool[],
             $12::bool[])
          WITH ORDINALITY q(ek, ik, named, derived, waiting, now, of_active, of_ek, number)

@@ -143,7 +143,8 @@ const REGISTERED: &str = "
     SELECT d.device_id, c.ik_id, c.issued_at, c.serial,
            iif((?5 OR c.ik_id = ?3) AND c.not_after > ?4, c.der, NULL),
            (SELECT count(*) FROM certificates r WHERE r.ek_id = d.ek_id AND r.confirmed_at > ?2),
-           max(coalesce(c.confirmed_at, 0), c.issued_at)
+           (SELECT max(max(r.confirmed_at, r.issued_at)) FROM certificates r
+            WHERE r.ek_id = d.ek_id AND r.confirmed_at IS NOT NULL)
     FROM devices d LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active'
     WHERE d.ek_id = ?1";
 

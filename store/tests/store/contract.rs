@@ -42,6 +42,7 @@ on_both! {
     a_certificate_for_another_ik_takes_the_place_of_what_waits_except_for_the_ik_in_force,
     a_certificate_for_another_ik_ends_the_old_one_and_its_renewals_when_it_comes_into_force,
     a_certificate_is_in_force_since_its_confirmation,
+    a_certificate_is_in_force_from_no_time_before_an_earlier_one_of_its_ek,
     certificate_that_comes_into_force_ends_what_waited_for_another_ik,
     a_removed_devices_id_is_free_and_its_certificates_are_not_good,
     a_retired_generation_never_returns,
@@ -1329,6 +1330,23 @@ fn a_certificate_is_in_force_since_its_confirmation(fixture: &Fixture) {
     add(&mut store, &sealed(2, "pump-2", ek(2))).unwrap();
     assert!(confirm(&mut store, 2, later));
     assert_eq!(in_force(&mut store, ek(2)), later);
+}
+
+/// Otherwise a claim that is as old as the first certificate could take the place of the second,
+/// after a step back of the CA's clock.
+fn a_certificate_is_in_force_from_no_time_before_an_earlier_one_of_its_ek(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    store.remove(&ek(1), now()).unwrap();
+    let earlier = now() - Duration::MINUTE;
+    let next = CertificateFacts { issued_at: earlier, ..certificate(2, "pump-1", ek(1)) };
+    add(&mut store, &next).unwrap();
+    // Anybody can have a certificate sealed, which must not make claims outdated.
+    let unconfirmed =
+        CertificateFacts { issued_at: now() + Duration::MINUTE, ..sealed(3, "pump-1", ek(1)) };
+    add(&mut store, &unconfirmed).unwrap();
+    let on_record = records(&mut store, ek(1), now()).registration.unwrap().certificate.unwrap();
+    assert_eq!((on_record.issued_at, on_record.in_force_since), (earlier, now()));
 }
 
 fn certificate_that_comes_into_force_ends_what_waited_for_another_ik(fixture: &Fixture) {

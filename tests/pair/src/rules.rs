@@ -64,9 +64,6 @@ pub(crate) struct DumpedCertificate {
 pub(crate) struct Rules {
     /// How often something changed that a broker's decision may depend on.
     pub(crate) changes: u64,
-    /// Whether the CA's clock was set back: then a claim of before counts as newer for that long,
-    /// and repeating its last message may bring back a key that was replaced since.
-    pub(crate) went_back: bool,
     eks: BTreeMap<EkId, Standing>,
     certificates: BTreeMap<[u8; 16], Certificate>,
     /// The EK that a shared key was offered to, and the key's generation, by the key's TPMT_PUBLIC.
@@ -529,7 +526,7 @@ impl Rules {
         };
         let has_good_key = self.certificates.values().find(is_usable).is_some();
         rule!(
-            has_good_key || !device.has_good_key || self.went_back,
+            has_good_key || !device.has_good_key,
             "a device has no certificate any more whose key is in its TPM"
         );
         Ok(has_good_key)

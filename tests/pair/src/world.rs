@@ -230,10 +230,7 @@ impl World {
             Op::RestartCa => self.link.forget_signatures(),
             Op::Prune => self.prune(),
             Op::SlowSigner(duration) => self.signing = duration,
-            Op::StepCa(step) => {
-                self.rules.went_back |= matches!(step, Step::Backwards(_));
-                step_clock(&mut self.ca_clock_error, step);
-            }
+            Op::StepCa(step) => step_clock(&mut self.ca_clock_error, step),
             Op::StepDevice(device, step) => {
                 step_clock(&mut self.devices[device].clock_error, step);
             }
