@@ -316,7 +316,8 @@ impl World {
                 let (connects, result) = (run.connects, run.machine.into_result());
                 self.tell(|| format!("device {device}: {result:?}"));
                 if result.is_ok() {
-                    let is_confirmed = match &self.devices[device].memory.in_use {
+                    // The CA takes what waits to be adopted, as it takes a confirmed one.
+                    let is_confirmed = match self.devices[device].memory.credentials().next() {
                         Some(Grant::Certificate(grant)) => grant.unconfirmed.is_none(),
                         Some(Grant::SharedKey(_)) => true,
                         None => false,
