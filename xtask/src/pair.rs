@@ -1,11 +1,12 @@
 //! `cargo xtask pair`: device and CA against each other, in many sequences.
 
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::{cargo, show};
+use crate::{cargo, show, workspace};
 
 #[derive(Args)]
 pub(crate) struct Pair {
@@ -24,6 +25,16 @@ impl Default for Pair {
 }
 
 impl Pair {
+    /// The sequences of the commit that is checked out: others for each commit, so that they find
+    /// something, and the same ones each time, so that a change passes or does not.
+    pub(crate) fn of_commit() -> Self {
+        let mut git = Command::new("git");
+        let commit = git.args(["rev-parse", "HEAD"]).current_dir(workspace()).output();
+        let commit = commit.ok().and_then(|output| String::from_utf8(output.stdout).ok());
+        let seed = commit.and_then(|commit| u64::from_str_radix(commit.get(..8)?, 16).ok());
+        Self { seed, ..Self::default() }
+    }
+
     pub(crate) fn run(&self) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let (seed, sequences) = (self.seed.unwrap_or(now), self.sequences);
