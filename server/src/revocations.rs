@@ -1,7 +1,7 @@
 //! Watches for revocations, so that a connection ends when its certificate or key does.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use assay_store::Changes;
 use assay_store::Store;
@@ -51,6 +51,7 @@ struct Looks {
 /// Tells of each revocation, until nobody listens.
 fn watch_revocations(mut store: Box<dyn Store>, told: &watch::Sender<Looks>) {
     let mut seen: Option<Changes> = None;
+    let mut found_at: Option<Instant> = None;
     while !told.is_closed() {
         let changes = match seen {
             None => store.changes(),
@@ -73,7 +74,11 @@ fn watch_revocations(mut store: Box<dyn Store>, told: &watch::Sender<Looks>) {
             looks.at_all += 1;
             looks.found += u64::from(is_new);
         });
-        thread::sleep(PAUSE);
+        let follows = found_at.is_some_and(|at| at.elapsed() < 2 * LONG_PAUSE);
+        if is_new {
+            found_at = Some(Instant::now());
+        }
+        thread::sleep(if is_new && follows { LONG_PAUSE } else { PAUSE });
     }
 }
 
@@ -84,6 +89,9 @@ const SILENCE: Duration = Duration::from_secs(15);
 const REVOCATION_POLL: Duration = Duration::from_secs(1);
 /// Between two looks at all connections: revocations that come together need one.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The same, while one revocation follows another: then the broker would do little else. Each
+/// renewal of a fleet ends a certificate, too.
+const LONG_PAUSE: Duration = Duration::from_millis(600);
 
 #[cfg(test)]
 mod tests {
@@ -91,6 +99,29 @@ mod tests {
     use assay_store::sqlite::Sqlite;
 
     use super::*;
+
+    #[tokio::test]
+    async fn connections_are_not_checked_all_the_time_while_one_revocation_follows_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("assay.db");
+        let mut revoking = Sqlite::create(&file).unwrap();
+        let store = Database::Sqlite(file).open().unwrap();
+        let until = Instant::now() + Duration::from_secs(4);
+        let revoker = thread::spawn(move || {
+            let mut n = 0u32;
+            while Instant::now() < until {
+                n += 1;
+                let ek = format!("{n:064x}").parse().unwrap();
+                revoking.set_disabled(&ek, true, time::OffsetDateTime::now_utc()).unwrap();
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let looked = std::cell::Cell::new(0);
+        let watching = watch(store, || looked.set(looked.get() + 1));
+        assert!(timeout(Duration::from_secs(4), watching).await.is_err(), "it never returns");
+        revoker.join().unwrap();
+        assert!((4..=10).contains(&looked.get()), "{}", looked.get());
+    }
 
     #[tokio::test]
     async fn connections_are_checked_again_while_the_database_cannot_be_read() {
