@@ -118,6 +118,17 @@ impl Transaction<'_> {
 
     /// Records that an EK proved itself under a device id.
     pub(super) fn register(&self, new: &NewDevice<'_>) -> Result<(), StoreError> {
+        let assurance = new.assurance.to_string();
+        // Most are registered already, and the same row need not be written again.
+        let is_known = self
+            .0
+            .prepare_cached(
+                "SELECT 1 FROM devices WHERE device_id = ?1 AND ek_id = ?2 AND assurance = ?3",
+            )?
+            .exists(params![new.device_id.as_str(), new.ek_id.as_bytes(), assurance])?;
+        if is_known {
+            return Ok(());
+        }
         let rows = self
             .0
             .prepare_cached(
@@ -129,7 +140,7 @@ impl Transaction<'_> {
             .execute(params![
                 new.device_id.as_str(),
                 new.ek_id.as_bytes(),
-                new.assurance.to_string(),
+                assurance,
                 new.at.unix_timestamp()
             ])?;
         if rows == 1 {
