@@ -465,9 +465,23 @@ impl Directory {
         kind: SharedSecret,
         read: impl Fn([u8; SECRET_LEN]) -> K,
     ) -> Result<Overlapping<K>> {
+        self.beside(kind, self.next_secret(kind)?, read)
+    }
+
+    /// The same, if the directory had a second one from `next` on when it was last looked at.
+    pub(crate) fn beside<K>(
+        &self,
+        kind: SharedSecret,
+        next: Option<OffsetDateTime>,
+        read: impl Fn([u8; SECRET_LEN]) -> K,
+    ) -> Result<Overlapping<K>> {
         let read = |from| Ok::<_, anyhow::Error>(read(*self.secret(&kind.file(from))?));
-        let next = match self.next_secret(kind)? {
-            Some(from) => Some((from, read(Some(from))?)),
+        let next = match next {
+            Some(from) => match read(Some(from)) {
+                // It has taken the file name of the one before since then (`assay keys retire`).
+                Err(_) if self.next_secret(kind)?.is_none() => None,
+                next => Some((from, next?)),
+            },
             None => None,
         };
         Ok(Overlapping::new(read(None)?, next))
