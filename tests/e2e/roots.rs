@@ -17,6 +17,16 @@ use crate::lab::Lab;
 const ALWAYS_DUE: &str = "[certificates]\nlifetime_days = 1\nrenew_before_days = 1";
 const A_SECOND: Duration = Duration::from_millis(1100);
 
+/// What an operator does to have a new root take over at once, with all that is under it.
+pub(crate) const NEW_ROOT: [&[&str]; 6] = [
+    &["root", "new"],
+    &["service", "new"],
+    &["identity", "renew", "server"],
+    &["identity", "renew", "worker"],
+    &["identity", "renew", "operator"],
+    &["issuing", "new", "--from", "now"],
+];
+
 /// A CA, and what its devices were given: its first root.
 pub(crate) struct World {
     pub(crate) lab: Lab,
@@ -42,14 +52,7 @@ impl World {
 
     /// Makes the new root, and the CAs under it, which take over at once.
     pub(crate) fn new_root_takes_over(&self) -> Result<()> {
-        for command in [
-            &["root", "new"][..],
-            &["service", "new"],
-            &["identity", "renew", "server"],
-            &["identity", "renew", "worker"],
-            &["identity", "renew", "operator"],
-            &["issuing", "new", "--from", "now"],
-        ] {
+        for command in NEW_ROOT {
             self.lab.assay(command)?;
             // To the second, what is certified afterwards is certified later.
             if command[0] == "service" {
@@ -64,6 +67,11 @@ impl World {
         // `issuing remove` waits until its last certificate has ended, which is a day from now.
         for file in ["issuing.pem", "issuing.key"] {
             fs::remove_file(self.lab.dir.path().join(file))?;
+        }
+        let early = self.lab.dir.assay(&["service", "retire"])?.output()?;
+        ensure!(!early.status.success(), "somebody may still have a certificate of before");
+        for name in ["server", "worker", "operator"] {
+            self.lab.assay(&["identity", "revoke", "--old", name])?;
         }
         self.lab.assay(&["service", "retire"])?;
         self.lab.assay(&["root", "remove", "--force"])?;

@@ -14,11 +14,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use time::{Duration, OffsetDateTime};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::ca::key_id;
 use crate::directory::Directory;
-use crate::expiry::{Ending, WARN_OF_CA_BEFORE, What, needs_next};
+use crate::expiry::{Ending, WARN_OF_CA_BEFORE, What, ends_of, needs_next};
 use crate::issuing_files::{self, Files, IssuingName, PENDING};
 use crate::new_files::{PUBLIC, SECRET, pem_of};
 use crate::random::random;
@@ -335,11 +334,6 @@ pub fn ending(directory: &Directory, now: OffsetDateTime) -> Result<Vec<Ending>>
     let others = [root, service].into_iter().flatten().filter(soon);
     let found = issuing.into_iter().chain(others);
     Ok(found.map(|(what, ends)| Ending { what, not_after: ends.unix_timestamp() }).collect())
-}
-
-fn ends_of(certificate: &[u8]) -> Option<OffsetDateTime> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    Some(certificate.validity().not_after.to_datetime())
 }
 
 /// The certificates of this issuer that are in force. Of one that waits, only its device and the

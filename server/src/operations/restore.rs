@@ -183,7 +183,7 @@ pub fn resume(directory: &Directory, lists: &[PathBuf], now: OffsetDateTime) -> 
     };
     let mut read = Vec::new();
     for file in lists {
-        let lists = read_lists(directory, file)
+        let lists = read_lists(directory, file, now)
             .with_context(|| format!("{} cannot be used", file.display()))?;
         for (list, issued_at) in lists {
             ensure!(
@@ -214,13 +214,17 @@ pub fn resume(directory: &Directory, lists: &[PathBuf], now: OffsetDateTime) -> 
 }
 
 /// The lists in a file: one in DER, or any number in PEM.
-fn read_lists(directory: &Directory, file: &Path) -> Result<Vec<(PublishedList, OffsetDateTime)>> {
+fn read_lists(
+    directory: &Directory,
+    file: &Path,
+    now: OffsetDateTime,
+) -> Result<Vec<(PublishedList, OffsetDateTime)>> {
     let content = fs::read(file)?;
     let ders = match pem::parse_many(&content) {
         Ok(pems) if !pems.is_empty() => pems.into_iter().map(Pem::into_contents).collect(),
         _ => vec![content],
     };
-    let (issuing, services) = (directory.issuers()?, directory.service_issuers()?);
+    let (issuing, services) = (directory.issuers()?, directory.service_issuers(now)?);
     let issuing = issuing.all().iter().map(|it| (ListedAre::Devices, &*it.issuer));
     let issuers: Vec<_> =
         issuing.chain(services.iter().map(|it| (ListedAre::Identities, it))).collect();
