@@ -29,6 +29,7 @@ use crate::issuing_files::{self, IssuingName, PENDING};
 use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours, pem_of};
 use crate::random::random;
 use crate::root_files::{self, Root};
+use crate::staging::Staging;
 use assay_broker_plugin::embedded::Limits;
 use assay_store::sqlite::Sqlite;
 use assay_store::{Database, IdentityRole, NewIdentity, PostgresSettings, Retention, Store};
@@ -730,9 +731,11 @@ pub(crate) fn empty_directory<T>(
     // From now on this is the same directory, even if the owner of a directory above puts another
     // in its place.
     let held = File::open(path).with_context(cannot_make)?;
+    ensure!(held.try_lock().is_ok(), "another command makes a CA in {}", path.display());
     let directory = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
     let new = NewFiles::of(&directory).with_context(cannot_make)?;
     new.check_owner(path)?;
+    Staging::remove(&directory).with_context(cannot_make)?;
     let settings = settings_in(&directory, path)?;
     fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(cannot_make)?;
     work(&new, settings).with_context(|| {

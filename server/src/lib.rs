@@ -23,6 +23,7 @@ mod dated;
 mod new_files;
 mod random;
 mod root_files;
+mod staging;
 mod successor;
 mod vendor_files;
 pub use new_files::pem_of;

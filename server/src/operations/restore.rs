@@ -64,7 +64,7 @@ pub fn restore(
         "the backup is of {backed_up_at}, and the clock of this machine says {now}: set the clock"
     );
     empty_directory(directory, |new, kept| {
-        let staging = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let staging = new.staging().context("cannot make a directory to unpack to")?;
         let staged = |name: &str| staging.path().join(name);
         let unpacked = backup_file::read(file, identities, &mut |member, content| {
             let to = staged(&member.name);
@@ -106,7 +106,7 @@ pub fn restore(
         };
         // So that nothing is left in a log beside the file.
         drop(store);
-        let held = Directory::open(staging.path())?;
+        let held = Directory::open(&staging.path())?;
         held.ca().context("the keys in the backup")?;
         // Whoever can write the file can put another one in its place: its settings must not say
         // who gets the record, nor which password file is read for that.
