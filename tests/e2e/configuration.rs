@@ -1,7 +1,8 @@
 //! Documents that an operator attaches to devices: on their way, kept, told of, and refused.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
@@ -23,6 +24,26 @@ fn a_document_comes_with_the_certificate_in_either_flow() -> Result<()> {
         ensure!(json(&mut device.status()?)?["configuration"] == revision, "{flow}");
         ensure!(json(&mut device.inspect(&lab.dir)?)?["configuration"] == revision, "{flow}");
     }
+    Ok(())
+}
+
+/// What takes its place here is a directory, which nothing can replace. A full disk does the same.
+#[test]
+fn a_document_that_cannot_be_kept_costs_no_certificate_and_comes_again() -> Result<()> {
+    let lab = Lab::open()?;
+    set(&lab.dir, &["--scope"], "[1]")?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    let in_its_place = device.state().join("configuration");
+    fs::create_dir_all(&in_its_place)?;
+    fs::set_permissions(device.state(), Permissions::from_mode(0o700))?;
+    let provisioned = run(&mut device.provision(&lab.dir, &lab.server)?)?;
+    let said = String::from_utf8_lossy(&provisioned.stderr).into_owned();
+    ensure!(said.contains("the configuration is not taken: it cannot be kept"), "{said}");
+    run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;
+    fs::remove_dir(in_its_place)?;
+    run(&mut device.renew(&lab.dir, &lab.server)?)?;
+    ensure!(kept(&device)? == "[1]");
     Ok(())
 }
 
