@@ -6,9 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use assay_tests::{Agent, AssayDir, Device, EkKind, Worker, json, run, trusted_vendor};
+use assay_tests::{Agent, AssayDir, Device, EkKind, json, run, trusted_vendor};
 
-use crate::external_brokers::mosquitto_as_deployed;
+use crate::external_brokers::Deployed;
 use crate::lab::Lab;
 use crate::resident::{eventually, script};
 
@@ -191,17 +191,13 @@ fn a_document_that_no_device_could_take_is_refused() -> Result<()> {
 
 #[test]
 fn on_mosquitto_a_change_is_told_too() -> Result<()> {
-    let dir = AssayDir::init()?;
-    let vendor = trusted_vendor()?;
-    dir.trust(&vendor)?;
-    let mosquitto = mosquitto_as_deployed(&dir)?;
-    let url = |listener| format!("mqtts://127.0.0.1:{}", mosquitto.port(listener));
-    let _worker = Worker::start(&dir, &url(1))?;
-    let tpm = vendor.device(EkKind::P256, 0)?;
+    let deployed = Deployed::start()?;
+    let (dir, url) = (&deployed.dir, |listener| deployed.url(listener));
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let device = Device::new(&tpm)?;
     let agent = Agent::start(device.run_at(&url(0), &url(1), &dir.root_pem())?)?;
     agent.says("online as", 1)?;
-    let revision = set(&dir, &["--scope"], "{}")?;
+    let revision = set(dir, &["--scope"], "{}")?;
     agent.says(&format!("has configuration {revision}: 2 bytes"), 1)
 }
 
