@@ -64,6 +64,18 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
+    use crate::directory::Directory;
+
+    #[test]
+    fn two_commands_do_not_make_a_ca_in_one_directory_at_once() {
+        let parent = tempfile::tempdir().unwrap();
+        let other = File::open(parent.path()).unwrap();
+        other.lock().unwrap();
+        let refused = Directory::create(parent.path(), "Test", &[]).unwrap_err().to_string();
+        assert!(refused.contains("another command"), "{refused}");
+        other.unlock().unwrap();
+        Directory::create(parent.path(), "Test", &[]).unwrap();
+    }
 
     #[test]
     fn place_is_for_its_user_alone_and_gone_afterwards() {
