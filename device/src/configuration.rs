@@ -90,7 +90,7 @@ impl VerifiedConfiguration {
     ///
     /// This establishes that the operator's own documents of that time are newer, and not that this
     /// one is theirs.
-    fn from_before(self, latest: u64) -> Result<Self, ConfigurationError> {
+    fn no_later_than(self, latest: u64) -> Result<Self, ConfigurationError> {
         let revision = self.0.revision;
         if revision / MICROSECONDS > latest {
             let from = revision / MICROSECONDS;
@@ -126,7 +126,7 @@ pub(crate) fn keep(
     let latest = clock.latest(*not_after);
     let verified =
         VerifiedConfiguration::verify(signed, roots, |chain| clock.at(chain), scope, device_id);
-    let verified = match verified.and_then(|verified| verified.from_before(latest)) {
+    let verified = match verified.and_then(|verified| verified.no_later_than(latest)) {
         Ok(verified) => verified,
         Err(error) => return Ok(Err(error)),
     };
@@ -135,7 +135,7 @@ pub(crate) fn keep(
     // come was taken while this clock was ahead.
     let kept = state::configuration(state.path())?.and_then(|kept| {
         VerifiedConfiguration::verify(&kept, roots, clock::beginning_of, scope, device_id)
-            .and_then(|kept| kept.from_before(latest))
+            .and_then(|kept| kept.no_later_than(latest))
             .ok()
     });
     if let Some(kept) = kept {

@@ -181,9 +181,9 @@ fn keep(
 #[test]
 fn revision_of_more_than_a_day_ahead_is_refused() {
     let verified = |revision| VerifiedConfiguration(of("default", "pump-1", revision, "{}"));
-    assert!(verified(1_500_999_999).from_before(1_500).is_ok());
+    assert!(verified(1_500_999_999).no_later_than(1_500).is_ok());
     for revision in [1_501_000_000, u64::MAX] {
-        let refused = verified(revision).from_before(1_500).unwrap_err();
+        let refused = verified(revision).no_later_than(1_500).unwrap_err();
         let from = revision / MICROSECONDS;
         assert_eq!(refused, ConfigurationError::FromLater { revision, from, latest: 1_500 });
         assert!(refused.to_string().ends_with("none of later than 1970-01-01T00:25:00Z"));
