@@ -23,8 +23,15 @@ impl NewFiles<'_> {
     pub(crate) fn staging(&self) -> Result<Staging> {
         let place = self.directory.join(NAME);
         DirBuilder::new().mode(0o700).create(&place)?;
-        let staging = Staging { held: File::open(&place)?, place };
-        // The owner of the CA's directory may be another user, who could put a link in its place.
+        Staging::hold(place)
+    }
+}
+
+impl Staging {
+    /// Holds a directory that was just made. The owner of the CA's directory may be another user, who
+    /// could put a link in its place.
+    fn hold(place: PathBuf) -> Result<Self> {
+        let staging = Self { held: File::open(&place)?, place };
         let (held, named) = (staging.held.metadata()?, fs::symlink_metadata(&staging.place)?);
         ensure!(
             held.uid() == ours()?.0 && (held.dev(), held.ino()) == (named.dev(), named.ino()),
@@ -32,9 +39,7 @@ impl NewFiles<'_> {
         );
         Ok(staging)
     }
-}
 
-impl Staging {
     /// The same directory, whatever is put in its place.
     pub(crate) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.held.as_raw_fd()))
@@ -95,7 +100,8 @@ mod tests {
         let (parent, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(other.path().join("file"), "content").unwrap();
         symlink(other.path(), parent.path().join(NAME)).unwrap();
-        assert!(NewFiles::of(parent.path()).unwrap().staging().is_err());
+        assert!(Staging::hold(parent.path().join(NAME)).is_err());
+        symlink(other.path(), parent.path().join(NAME)).unwrap();
         Staging::remove(parent.path()).unwrap();
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
         assert!(other.path().join("file").exists());
