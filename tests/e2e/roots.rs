@@ -11,6 +11,7 @@ use assay_tests::{Agent, AssayDir, Device, EkKind, Mosquitto, json, run, tool, t
 use serde_json::{Value, json};
 
 use crate::lab::Lab;
+use crate::renewing::set_renew_at;
 
 /// With this, the CA renews every certificate. A renewed one must end later than the one before it,
 /// and certificates count in seconds.
@@ -108,7 +109,7 @@ impl World {
     pub(crate) fn renews(&self, device: &Device, root: &Path) -> Result<String> {
         thread::sleep(A_SECOND);
         let mut renew = device.provision_at(&self.lab.server.bootstrap, root)?;
-        set_renew_at(device, 0)?;
+        set_renew_at(device, json!(0))?;
         let output = run(&mut renew)?;
         let renewed: Value = serde_json::from_slice(&output.stdout)?;
         ensure!(renewed["renewal"] == "renewed", "{renewed}");
@@ -123,14 +124,6 @@ fn file_named(dir: &AssayDir, begins: &str, ends: &str) -> Result<PathBuf> {
     let mut found =
         names.into_iter().flatten().filter(|name| name.starts_with(begins) && name.ends_with(ends));
     Ok(dir.path().join(found.next().with_context(|| format!("no {begins}…{ends}"))?))
-}
-
-/// Sets when the CA told a device to renew its certificate.
-fn set_renew_at(device: &Device, renew_at: u64) -> Result<()> {
-    let file = device.state().join("device.json");
-    let mut memory: Value = serde_json::from_slice(&fs::read(&file)?)?;
-    memory["in_use"]["certificate"]["renew_at"] = json!(renew_at);
-    Ok(fs::write(&file, memory.to_string())?)
 }
 
 /// What a relying party does that trusts this root and nothing else.
@@ -246,7 +239,7 @@ fn the_resident_agent_follows_a_new_root() -> Result<()> {
     agent.signal("TERM")?;
     agent.wait()?;
     thread::sleep(A_SECOND);
-    set_renew_at(&device, 0)?;
+    set_renew_at(&device, json!(0))?;
 
     let command = world.resident(&device)?;
     let mut agent = Agent::start(command)?;
