@@ -55,8 +55,8 @@ impl NewRoot {
         Ok(Self { cross, validity: (not_before, not_after) })
     }
 
-    /// The same, if both certificates are valid at this time (RFC 5280 §6.1.3 (a)(2)): a device does
-    /// not pin the new root otherwise.
+    /// The same, if both certificates are valid at this time (RFC 5280 §6.1.3 (a)(2)): a device
+    /// does not pin the new root otherwise.
     ///
     /// # Errors
     /// They are not.

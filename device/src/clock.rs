@@ -57,8 +57,9 @@ impl Clock {
         seconds(self.now().as_secs().max(latest.unwrap_or_default()))
     }
 
-    /// A time that is not past yet, whatever certificates say: a day from now. Without a clock it is
-    /// the end of the device's own certificate, which its CA did not make for a time that is past.
+    /// A time that is not past yet, whatever certificates say: a day from now. Without a clock it
+    /// is the end of the device's own certificate, which its CA did not make for a time that is
+    /// past.
     pub(crate) fn latest(&self, certificate_ends: u64) -> u64 {
         let tomorrow = self.now().as_secs().saturating_add(TOLERANCE.as_secs());
         if self.is_there { tomorrow } else { tomorrow.max(certificate_ends) }

@@ -85,8 +85,8 @@ impl VerifiedConfiguration {
     }
 
     /// Refuses a revision that the CA does not give before a time that is not past yet: it gives
-    /// none that is further from 1970, in microseconds, than its clock. Otherwise somebody who had a
-    /// worker's key for a moment could give a revision that no document ever passes.
+    /// none that is further from 1970, in microseconds, than its clock. Otherwise somebody who had
+    /// a worker's key for a moment could give a revision that no document ever passes.
     ///
     /// This establishes that the operator's own documents of that time are newer, and not that this
     /// one is theirs.
@@ -131,8 +131,8 @@ pub(crate) fn keep(
         Err(error) => return Ok(Err(error)),
     };
     // What is kept counts only if it is of the same CA and device: its revisions are others
-    // otherwise. Its signer's certificate may have ended meanwhile. One from a time that is still to
-    // come was taken while this clock was ahead.
+    // otherwise. Its signer's certificate may have ended meanwhile. One from a time that is still
+    // to come was taken while this clock was ahead.
     let kept = state::configuration(state.path())?.and_then(|kept| {
         VerifiedConfiguration::verify(&kept, roots, clock::beginning_of, scope, device_id)
             .and_then(|kept| kept.no_later_than(latest))

@@ -10,16 +10,17 @@ use anyhow::{Result, ensure};
 
 use crate::new_files::{NewFiles, ours};
 
-/// A directory in the CA's directory, for this user alone. It is removed when this is dropped; if the
-/// process is killed before, whoever makes a CA there next removes it.
+/// A directory in the CA's directory, for this user alone. It is removed when this is dropped; if
+/// the process is killed before, whoever makes a CA there next removes it.
 pub(crate) struct Staging {
     held: File,
     place: PathBuf,
 }
 
 impl NewFiles<'_> {
-    /// A place that is empty. The file system of the CA's directory has the room that its files need,
-    /// and nobody keeps it for others to read, as a shared directory for temporary files may be.
+    /// A place that is empty. The file system of the CA's directory has the room that its files
+    /// need, and nobody keeps it for others to read, as a shared directory for temporary files may
+    /// be.
     pub(crate) fn staging(&self) -> Result<Staging> {
         let place = self.directory.join(NAME);
         DirBuilder::new().mode(0o700).create(&place)?;
@@ -28,8 +29,8 @@ impl NewFiles<'_> {
 }
 
 impl Staging {
-    /// Holds a directory that was just made. The owner of the CA's directory may be another user, who
-    /// could put a link in its place.
+    /// Holds a directory that was just made. The owner of the CA's directory may be another user,
+    /// who could put a link in its place.
     fn hold(place: PathBuf) -> Result<Self> {
         let staging = Self { held: File::open(&place)?, place };
         let (held, named) = (staging.held.metadata()?, fs::symlink_metadata(&staging.place)?);

@@ -12,9 +12,9 @@ use zeroize::Zeroizing;
 
 use crate::new_files::pem_of;
 
-/// Puts `{new}.pem` and `{new}.key` in the place of `{old}.pem` and `{old}.key`, and removes the new
-/// one's files of the kinds `besides`. The new key may be elsewhere: the old one goes all the same.
-/// It may be cut short at any point, and run again.
+/// Puts `{new}.pem` and `{new}.key` in the place of `{old}.pem` and `{old}.key`, and removes the
+/// new one's files of the kinds `besides`. The new key may be elsewhere: the old one goes all the
+/// same. It may be cut short at any point, and run again.
 ///
 /// # Errors
 /// The files cannot be read or renamed.

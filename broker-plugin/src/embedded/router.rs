@@ -22,9 +22,9 @@ pub(super) const SUBSCRIPTIONS: usize = 64;
 /// Retained messages in one device's tree.
 const RETAINED_PER_TREE: usize = 4;
 
-/// Retained messages of the CA: its certificates, what is new, and a revocation list for each of its
-/// issuing CAs, of which there are a few. Only workers retain them, and only their mistakes come
-/// near the limit.
+/// Retained messages of the CA: its certificates, what is new, and a revocation list for each of
+/// its issuing CAs, of which there are a few. Only workers retain them, and only their mistakes
+/// come near the limit.
 const RETAINED_OF_THE_CA: usize = 256;
 
 /// Retained messages in all, including those of devices that are long gone.

@@ -107,8 +107,8 @@ pub fn request(directory: &Directory, again: bool, now: OffsetDateTime) -> Resul
 }
 
 /// Puts a certificate into its place that was made for a key that waits, to be used from this time
-/// on. `file` is in any encoding; it may hold other certificates besides. It may be cut short at any
-/// point, and run again.
+/// on. `file` is in any encoding; it may hold other certificates besides. It may be cut short at
+/// any point, and run again.
 ///
 /// # Errors
 /// It is for another key, it would make no good issuing CA, the time is past or taken, or the files

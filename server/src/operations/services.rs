@@ -43,7 +43,8 @@ pub fn make(directory: &Directory, root_key: Option<&Path>, now: OffsetDateTime)
 /// and run again. Returns the identities that `force` overrode.
 ///
 /// # Errors
-/// There is one only, or a certificate that is good may be of the old one, and `force` is not given.
+/// There is one only, or a certificate that is good may be of the old one, and `force` is not
+/// given.
 pub fn retire(directory: &Directory, force: bool, now: OffsetDateTime) -> Result<Vec<String>> {
     let found = directory.dated(STEM, ".pem")?;
     let Some(from) = found.last().copied().flatten().filter(|_| found.len() > 1) else {

@@ -71,8 +71,8 @@ pub(super) fn run(
     }
 }
 
-/// Tells devices what changed since `last` was the newest revision. Returns the newest one that they
-/// were told of. As long as there never was a configuration, there is nothing to tell.
+/// Tells devices what changed since `last` was the newest revision. Returns the newest one that
+/// they were told of. As long as there never was a configuration, there is nothing to tell.
 fn publish_news(
     store: &mut dyn Store,
     last: Option<u64>,
@@ -111,9 +111,9 @@ fn is_good_enough(has_changed: bool, age: Duration, took: Duration) -> bool {
     age < if has_changed { rest } else { REVOCATION_LIST_LIFETIME.unsigned_abs() / 2 }
 }
 
-/// Publishes certificates and lists; `None` if the `last` ones are still good, or if not all could be
-/// sent. The list of an issuing CA that is among `ever_listed` and signs none any more is removed
-/// from the broker.
+/// Publishes certificates and lists; `None` if the `last` ones are still good, or if not all could
+/// be sent. The list of an issuing CA that is among `ever_listed` and signs none any more is
+/// removed from the broker.
 fn publish(
     ca: Arc<Ca>,
     store: &mut dyn Store,

@@ -82,11 +82,11 @@ impl Outbox {
         });
     }
 
-    /// Publishes a retained message: for all subscribers, and for those who come later. An empty one
-    /// removes what is retained (MQTT 5 §3.3.1.3).
+    /// Publishes a retained message: for all subscribers, and for those who come later. An empty
+    /// one removes what is retained (MQTT 5 §3.3.1.3).
     ///
-    /// Returns `false` if there is no room for it now: nobody asks for it again, so the caller tries
-    /// again.
+    /// Returns `false` if there is no room for it now: nobody asks for it again, so the caller
+    /// tries again.
     #[must_use]
     pub(super) fn proclaim(&self, topic: Topic, payload: Vec<u8>) -> bool {
         let message = Some(Message { topic, payload, retain: true });
