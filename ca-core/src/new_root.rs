@@ -1,5 +1,6 @@
 //! A new root, and the certificate with which the old one certifies it.
 
+use time::OffsetDateTime;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::X509Certificate;
 
@@ -9,13 +10,17 @@ use crate::x509::parse_certificate;
 /// A new root that the old one certified: *newWithOld* (RFC 4210 §4.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewRoot {
-    cross: Vec<u8>,
+    cross: assay_wire::CertificateDer,
+    /// When both certificates are valid.
+    validity: (OffsetDateTime, OffsetDateTime),
 }
 
 impl NewRoot {
     /// Checks that `new` is self-signed, and that `old` certified it in `cross` as a new root: the
-    /// two have the same name and key, and `old` signed `cross`, which has the policy that says so
-    /// (RFC 5280 §6.1.3 (a)(1), (4)). Does not check when they are valid.
+    /// two have the same name and key, both are of a CA that may certify any other (RFC 5280 §6.1.4
+    /// (k), (m), (n)), and `old` signed `cross`, which has the policy that says so (RFC 5280 §6.1.3
+    /// (a)(1), (4)). A device checks the same of `cross`. Does not check when they are valid:
+    /// [`valid_at`](Self::valid_at) does.
     ///
     /// # Errors
     /// They are not like this.
@@ -34,21 +39,48 @@ impl NewRoot {
         if !is_same {
             return Err(NotANewRoot::AnotherRoot);
         }
-        let constraints = crossed.basic_constraints().ok().flatten().map(|it| it.value.clone());
-        let is_unlimited = constraints.is_some_and(|it| it.ca && it.path_len_constraint.is_none());
-        if !is_unlimited || !says_new_root(&crossed) {
+        if ![&root, &crossed].into_iter().all(may_certify_any_ca) {
+            return Err(NotANewRoot::Limited);
+        }
+        if !says_new_root(&crossed) {
             return Err(NotANewRoot::NotCertifiedAsOne);
         }
         if !is_signed_by(&crossed, &signer) {
             return Err(NotANewRoot::NotSignedByTheOld);
         }
-        Ok(Self { cross: cross.to_vec() })
+        let [root, crossed] = [&root, &crossed].map(|it| it.validity());
+        let not_before = root.not_before.max(crossed.not_before).to_datetime();
+        let not_after = root.not_after.min(crossed.not_after).to_datetime();
+        let cross = cross.try_into().map_err(|_| NotANewRoot::TooLong)?;
+        Ok(Self { cross, validity: (not_before, not_after) })
+    }
+
+    /// The same, if both certificates are valid at this time (RFC 5280 §6.1.3 (a)(2)): a device
+    /// does not pin the new root otherwise.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn valid_at(self, time: OffsetDateTime) -> Result<Self, NotANewRoot> {
+        let (not_before, not_after) = self.validity;
+        if (not_before..=not_after).contains(&time) {
+            return Ok(self);
+        }
+        Err(NotANewRoot::NotValid { time, not_before, not_after })
     }
 
     /// The certificate with which the old root certifies the new one, in DER.
     pub fn cross(&self) -> &[u8] {
         &self.cross
     }
+}
+
+/// Whether nothing in its certificate limits what a CA certifies.
+fn may_certify_any_ca(certificate: &X509Certificate<'_>) -> bool {
+    let constraints = certificate.basic_constraints().ok().flatten().map(|it| it.value);
+    let usage = certificate.key_usage().ok().flatten().map(|it| it.value);
+    constraints.is_some_and(|it| it.ca && it.path_len_constraint.is_none())
+        && usage.is_some_and(|it| it.key_cert_sign())
+        && matches!(certificate.extended_key_usage(), Ok(None))
 }
 
 fn says_new_root(certificate: &X509Certificate<'_>) -> bool {
@@ -70,6 +102,12 @@ pub enum NotANewRoot {
     AnotherRoot,
     #[error("the cross certificate does not certify a new root")]
     NotCertifiedAsOne,
+    #[error("a certificate limits what the new root may certify, as that of no root does")]
+    Limited,
     #[error("the old root did not sign the cross certificate")]
     NotSignedByTheOld,
+    #[error("the cross certificate is too long for a reply to a device")]
+    TooLong,
+    #[error("the new root is not valid at {time}: it is valid from {not_before} to {not_after}")]
+    NotValid { time: OffsetDateTime, not_before: OffsetDateTime, not_after: OffsetDateTime },
 }

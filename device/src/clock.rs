@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::error::Error;
-use crate::times::{is_more_than_a_day, since_1970};
+use crate::times::{TOLERANCE, is_more_than_a_day, since_1970};
 
 /// A device's clock, and what is known of the time without one.
 #[derive(Clone, Debug)]
@@ -55,6 +55,14 @@ impl Clock {
         }
         let latest = chain.into_iter().filter_map(|certificate| not_before(certificate)).max();
         seconds(self.now().as_secs().max(latest.unwrap_or_default()))
+    }
+
+    /// A time that is not past yet, whatever certificates say: a day from now. Without a clock it
+    /// is the end of the device's own certificate, which its CA did not make for a time that is
+    /// past.
+    pub(crate) fn latest(&self, certificate_ends: u64) -> u64 {
+        let tomorrow = self.now().as_secs().saturating_add(TOLERANCE.as_secs());
+        if self.is_there { tomorrow } else { tomorrow.max(certificate_ends) }
     }
 
     /// The text for people if there is no clock: which time the device assumes.
@@ -135,6 +143,14 @@ mod tests {
         assert_eq!(rfc3339(clock.now().as_secs()), "2190-01-01T00:00:00Z");
         assert!(clock.assumption().unwrap().contains("2190-01-01T00:00:00Z"));
         assert_eq!(Clock::new(true, &[root_of(2190)]).assumption(), None);
+    }
+
+    #[test]
+    fn device_without_a_clock_takes_it_for_no_later_than_the_end_of_its_certificate() {
+        let (now, year) = (system(), 365 * 86_400);
+        let latest = |is_there| Clock::new(is_there, &[]).latest(now + year);
+        assert_eq!(latest(false), now + year);
+        assert!((now + 86_400..now + 86_500).contains(&latest(true)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use assay_device_core::{AnswerError, ReceivedConfiguration};
+use assay_device_core::{AnswerError, ReceivedConfiguration, rfc3339};
 use assay_wire::{Configuration, DecodeError, DeviceId, Identity, Scope, SignedConfiguration};
 use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use rustls::RootCertStore;
@@ -19,7 +19,7 @@ use crate::verify;
 pub struct DeviceConfiguration {
     /// The device that it is for.
     pub device_id: DeviceId,
-    /// Grows with each change.
+    /// Grows with each change, and is no less than the microseconds from 1970 to that change.
     pub revision: u64,
     /// JSON or CBOR; `None` if the operator removed it.
     pub document: Option<Vec<u8>>,
@@ -84,6 +84,21 @@ impl VerifiedConfiguration {
         Ok(Self(configuration))
     }
 
+    /// Refuses a revision that the CA does not give before a time that is not past yet: it gives
+    /// none that is further from 1970, in microseconds, than its clock. Otherwise somebody who had
+    /// a worker's key for a moment could give a revision that no document ever passes.
+    ///
+    /// This establishes that the operator's own documents of that time are newer, and not that this
+    /// one is theirs.
+    fn no_later_than(self, latest: u64) -> Result<Self, ConfigurationError> {
+        let revision = self.0.revision;
+        if revision / MICROSECONDS > latest {
+            let from = revision / MICROSECONDS;
+            return Err(ConfigurationError::FromLater { revision, from, latest });
+        }
+        Ok(self)
+    }
+
     /// Refuses what is older than `stored`, and another document of the same revision. Returns
     /// whether this one is newer.
     fn is_newer_than(&self, stored: &Self) -> Result<bool, ConfigurationError> {
@@ -107,17 +122,21 @@ pub(crate) fn keep(
     roots: &RootCertStore,
     clock: &Clock,
 ) -> Result<Result<Option<u64>, ConfigurationError>, Error> {
-    let ReceivedConfiguration { signed, scope, device_id } = received;
+    let ReceivedConfiguration { signed, scope, device_id, not_after } = received;
+    let latest = clock.latest(*not_after);
     let verified =
         VerifiedConfiguration::verify(signed, roots, |chain| clock.at(chain), scope, device_id);
-    let verified = match verified {
+    let verified = match verified.and_then(|verified| verified.no_later_than(latest)) {
         Ok(verified) => verified,
         Err(error) => return Ok(Err(error)),
     };
     // What is kept counts only if it is of the same CA and device: its revisions are others
-    // otherwise. Its signer's certificate may have ended meanwhile.
+    // otherwise. Its signer's certificate may have ended meanwhile. One from a time that is still
+    // to come was taken while this clock was ahead.
     let kept = state::configuration(state.path())?.and_then(|kept| {
-        VerifiedConfiguration::verify(&kept, roots, clock::beginning_of, scope, device_id).ok()
+        VerifiedConfiguration::verify(&kept, roots, clock::beginning_of, scope, device_id)
+            .and_then(|kept| kept.no_later_than(latest))
+            .ok()
     });
     if let Some(kept) = kept {
         match verified.is_newer_than(&kept) {
@@ -147,7 +166,16 @@ pub(crate) enum ConfigurationError {
     OtherDevice { device: DeviceId, scope: Scope },
     #[error("it has revision {revision}, and this device has revision {stored} already")]
     Older { revision: u64, stored: u64 },
+    #[error(
+        "its revision {revision} is of {}, and this device takes none of later than {}",
+        rfc3339(*.from),
+        rfc3339(*.latest)
+    )]
+    FromLater { revision: u64, from: u64, latest: u64 },
 }
+
+/// In a second. Revisions are microseconds since 1970, or a little more.
+const MICROSECONDS: u64 = 1_000_000;
 
 #[cfg(test)]
 mod tests;

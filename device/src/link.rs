@@ -85,26 +85,12 @@ impl Link {
 
     /// Publishes a request. The broker drops it if no CA takes it in time.
     pub(crate) fn publish(&self, message: Vec<u8>) -> Result<(), Trouble> {
-        let properties = PublishProperties {
-            message_expiry_interval: Some(REPLY_LIMIT.as_secs() as u32),
-            ..PublishProperties::default()
-        };
-        let topic = self.request_topic.clone();
-        self.client
-            .try_publish_with_properties(topic, QoS::AtLeastOnce, false, message, properties)
-            // There is always room for one request at a time.
-            .map_err(|error| Trouble::Passing(format!("nothing more can be sent: {error}")))
+        publish(&self.client, &self.request_topic, message)
     }
 
     /// The next report of the connection; `None` if none comes within `limit`.
     pub(crate) fn hear(&self, limit: Duration) -> Option<Heard> {
-        match self.heard.recv_timeout(limit) {
-            Ok(heard) => Some(heard),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => {
-                Some(Heard::Lost(Trouble::Passing("the connection ended".into())))
-            }
-        }
+        hear(&self.heard, limit)
     }
 
     /// Begins to disconnect, so that the broker forgets the client at once. The broker sends
@@ -112,6 +98,33 @@ impl Link {
     pub(crate) fn close(self) -> Closing {
         let limit = if self.client.try_disconnect().is_ok() { CLOSE_LIMIT } else { Duration::ZERO };
         Closing { heard: self.heard, _end: self.end, until: Instant::now() + limit }
+    }
+}
+
+/// Publishes a request to the CA on a connection. The broker drops it if no CA takes it in time.
+pub(crate) fn publish(
+    client: &AsyncClient,
+    request_topic: &str,
+    message: Vec<u8>,
+) -> Result<(), Trouble> {
+    let properties = PublishProperties {
+        message_expiry_interval: Some(REPLY_LIMIT.as_secs() as u32),
+        ..PublishProperties::default()
+    };
+    client
+        .try_publish_with_properties(request_topic, QoS::AtLeastOnce, false, message, properties)
+        // There is always room for one request at a time.
+        .map_err(|error| Trouble::Passing(format!("nothing more can be sent: {error}")))
+}
+
+/// The next report of a connection; `None` if none comes within `limit`.
+pub(crate) fn hear(heard: &Receiver<Heard>, limit: Duration) -> Option<Heard> {
+    match heard.recv_timeout(limit) {
+        Ok(heard) => Some(heard),
+        Err(RecvTimeoutError::Timeout) => None,
+        Err(RecvTimeoutError::Disconnected) => {
+            Some(Heard::Lost(Trouble::Passing("the connection ended".into())))
+        }
     }
 }
 

@@ -14,7 +14,7 @@ mod timer;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use assay_device_core::rfc3339;
 use assay_mqtt::BrokerUrl;
@@ -399,7 +399,7 @@ impl Agent<'_> {
     }
 
     fn run_program(&mut self, device_id: DeviceId, occasion: Occasion) {
-        if let Some(line) = self.programs.on(device_id, occasion) {
+        if let Some(line) = self.programs.on(device_id, occasion, Instant::now()) {
             self.lines.note(&self.systemd, &line);
         }
     }

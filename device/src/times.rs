@@ -16,7 +16,7 @@ pub(crate) fn since_1970(time: ASN1Time) -> u64 {
 
 /// How wrong a clock may be before an error says so. A wrong time zone makes it wrong by a day at
 /// most.
-const TOLERANCE: Duration = Duration::from_hours(24);
+pub(crate) const TOLERANCE: Duration = Duration::from_hours(24);
 
 #[cfg(test)]
 mod tests {

@@ -24,10 +24,12 @@ use zeroize::Zeroizing;
 use crate::backup_file::is_plain;
 use crate::ca::Ca;
 use crate::dated;
+use crate::expiry::ends_of;
 use crate::issuing_files::{self, IssuingName, PENDING};
 use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours, pem_of};
 use crate::random::random;
 use crate::root_files::{self, Root};
+use crate::staging::Staging;
 use assay_broker_plugin::embedded::Limits;
 use assay_store::sqlite::Sqlite;
 use assay_store::{Database, IdentityRole, NewIdentity, PostgresSettings, Retention, Store};
@@ -290,12 +292,25 @@ impl Directory {
         Ok(found.into_iter().map(|from| dated::name(SERVICE, from)).collect())
     }
 
-    /// The CAs that sign the certificates of brokers, workers and operators, the oldest first.
+    /// The CAs that sign the certificates of brokers, workers and operators, the oldest first. One
+    /// that has ended is among them if its key is still here.
     ///
     /// # Errors
-    /// They cannot be read.
-    pub fn service_issuers(&self) -> Result<Vec<Issuer>> {
-        self.services()?.iter().map(|name| self.issuer(name)).collect()
+    /// One that has not ended cannot be read.
+    pub fn service_issuers(&self, now: OffsetDateTime) -> Result<Vec<Issuer>> {
+        let mut issuers = Vec::new();
+        for name in self.services()? {
+            let certificate = self.read(&format!("{name}.pem"))?;
+            let key = self.read(&format!("{name}.key")).map(Zeroizing::new);
+            let issuer = key.and_then(|key| self.issuer_of(&name, &certificate, &key));
+            match issuer {
+                Ok(issuer) => issuers.push(issuer),
+                // It signs nothing any more, so its key need not be here.
+                Err(_) if has_ended(&certificate, now) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(issuers)
     }
 
     /// Opens a directory that `create` made.
@@ -412,22 +427,17 @@ impl Directory {
     }
 
     /// Signs the lists of identities' certificates that are no longer good, one for each service
-    /// CA: whoever verifies a certificate needs the list of the CA that signed it. Each names them
-    /// all, because a serial number stands for one certificate.
+    /// CA that is valid: whoever verifies a certificate needs the list of the CA that signed it.
+    /// Each names them all, because a serial number stands for one certificate.
     ///
     /// # Errors
-    /// A service CA cannot be read, or the store.
+    /// A service CA that has not ended cannot be read, or the store.
     pub fn service_revocation_lists(&self, now: OffsetDateTime) -> Result<Vec<Vec<u8>>> {
-        let (issuers, mut store) = (self.service_issuers()?, self.store()?);
+        let (issuers, mut store) = (self.service_issuers(now)?, self.store()?);
         let (number, revoked) = (store.next_revocation_list()?, store.revoked_identities(now)?);
         let list = |issuer: &Issuer| issuer.revocation_list(revoked.clone(), number, now);
-        Ok(issuers.iter().map(list).collect::<Result<_, _>>()?)
-    }
-
-    /// The CA whose files are `{name}.pem` and `{name}.key`, to sign with.
-    fn issuer(&self, name: &str) -> Result<Issuer> {
-        let (certificate, key) = self.pair(name)?;
-        self.issuer_of(name, &certificate, &key)
+        let valid = issuers.iter().filter(|issuer| issuer.not_after() >= now);
+        Ok(valid.map(list).collect::<Result<_, _>>()?)
     }
 
     fn pair(&self, name: &str) -> Result<(String, Zeroizing<String>)> {
@@ -437,10 +447,7 @@ impl Directory {
     fn issuer_of(&self, name: &str, certificate: &str, key: &str) -> Result<Issuer> {
         let issuer = Issuer::from_pem(certificate, key);
         let issuer = issuer.with_context(|| format!("{name}.pem and {name}.key"))?;
-        issuer
-            .under(&self.pinned()?)
-            .and_then(|issuer| issuer.valid_at(OffsetDateTime::now_utc()))
-            .with_context(|| format!("{name}.pem and {ROOT}"))
+        issuer.under(&self.pinned()?).with_context(|| format!("{name}.pem and {ROOT}"))
     }
 
     /// Files with secrets that every user of this machine can read.
@@ -465,9 +472,23 @@ impl Directory {
         kind: SharedSecret,
         read: impl Fn([u8; SECRET_LEN]) -> K,
     ) -> Result<Overlapping<K>> {
+        self.beside(kind, self.next_secret(kind)?, read)
+    }
+
+    /// The same, if the directory had a second one from `next` on when it was last looked at.
+    pub(crate) fn beside<K>(
+        &self,
+        kind: SharedSecret,
+        next: Option<OffsetDateTime>,
+        read: impl Fn([u8; SECRET_LEN]) -> K,
+    ) -> Result<Overlapping<K>> {
         let read = |from| Ok::<_, anyhow::Error>(read(*self.secret(&kind.file(from))?));
-        let next = match self.next_secret(kind)? {
-            Some(from) => Some((from, read(Some(from))?)),
+        let next = match next {
+            Some(from) => match read(Some(from)) {
+                // It has taken the file name of the one before since then (`assay keys retire`).
+                Err(_) if self.next_secret(kind)?.is_none() => None,
+                next => Some((from, next?)),
+            },
             None => None,
         };
         Ok(Overlapping::new(read(None)?, next))
@@ -575,7 +596,9 @@ impl Directory {
     fn authority(&self, name: &str) -> Result<(Authority, String)> {
         let (certificate, key) = self.pair(name)?;
         // This checks that the two belong together.
-        self.issuer_of(name, &certificate, &key)?;
+        self.issuer_of(name, &certificate, &key)?
+            .valid_at(OffsetDateTime::now_utc())
+            .with_context(|| format!("{name}.pem"))?;
         let own = CertificateDer::from_pem_slice(certificate.as_bytes())?;
         let above = self.above(&own)?.map(|above| pem_of("CERTIFICATE", &above));
         let chain = certificate.clone() + above.as_deref().unwrap_or_default();
@@ -664,6 +687,12 @@ impl Credentials {
     }
 }
 
+/// Whether this certificate was valid until a time that is past.
+fn has_ended(pem: &str, now: OffsetDateTime) -> bool {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes());
+    der.is_ok_and(|der| ends_of(&der).is_some_and(|ends| ends < now))
+}
+
 /// Whether everybody may read a file of this name.
 fn is_public(name: &str) -> bool {
     name == CONFIG || name.ends_with(".pem") || name.ends_with(".csr")
@@ -702,9 +731,11 @@ pub(crate) fn empty_directory<T>(
     // From now on this is the same directory, even if the owner of a directory above puts another
     // in its place.
     let held = File::open(path).with_context(cannot_make)?;
+    ensure!(held.try_lock().is_ok(), "another command makes a CA in {}", path.display());
     let directory = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
     let new = NewFiles::of(&directory).with_context(cannot_make)?;
     new.check_owner(path)?;
+    Staging::remove(&directory).with_context(cannot_make)?;
     let settings = settings_in(&directory, path)?;
     fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(cannot_make)?;
     work(&new, settings).with_context(|| {

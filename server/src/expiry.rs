@@ -8,6 +8,7 @@ use assay_store::{IdentityCertificateRow, IdentityRow};
 use time::{Duration, OffsetDateTime};
 use tokio::time::sleep;
 use tracing::warn;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// How long before its end a certificate is due to be renewed: a month, so that whoever looks once
 /// a week has time enough.
@@ -31,6 +32,12 @@ pub fn is_due(
 /// Whether a certificate ends soon, or has ended.
 pub fn ends_soon(not_after: i64, now: OffsetDateTime) -> bool {
     not_after <= (now + WARN_BEFORE).unix_timestamp()
+}
+
+/// Until when a certificate in DER is valid. `None` if it cannot be read.
+pub(crate) fn ends_of(certificate: &[u8]) -> Option<OffsetDateTime> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.validity().not_after.to_datetime())
 }
 
 /// Something that should be renewed.

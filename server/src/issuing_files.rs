@@ -78,7 +78,9 @@ pub fn with_key(directory: &Path) -> io::Result<Vec<IssuingName>> {
     named(directory, ".key")
 }
 
-/// The names of the keys in this directory that wait for a certificate, without `.key`.
+/// The names of the keys in this directory that wait for a certificate, without `.key`. A key that
+/// has got a name with a time waits under that name alone, although a command that was cut short
+/// left the other name, too.
 ///
 /// # Errors
 /// The directory cannot be read.
@@ -89,10 +91,23 @@ pub fn waiting(directory: &Path) -> io::Result<Vec<String>> {
         .filter(|name| !certified.contains(name))
         .map(|name| name.to_string())
         .collect();
-    if directory.join(format!("{PENDING}.key")).exists() {
+    let pending = directory.join(format!("{PENDING}.key"));
+    if pending.exists() && !is_used(directory)? {
         waiting.push(PENDING.to_owned());
     }
     Ok(waiting)
+}
+
+/// Whether the key of [`PENDING`] is that of an issuing CA with a time.
+fn is_used(directory: &Path) -> io::Result<bool> {
+    let read = |name: &str| fs::read(directory.join(format!("{name}.key"))).map(Zeroizing::new);
+    let pending = read(PENDING)?;
+    for name in with_key(directory)? {
+        if read(&name.to_string())? == pending {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn named(directory: &Path, kind: &str) -> io::Result<Vec<IssuingName>> {
@@ -141,6 +156,17 @@ impl Files {
         fs::hard_link(self.path.join(from), self.path.join(to))
             .with_context(|| format!("cannot make {to}"))?;
         self.remove(from)
+    }
+
+    /// Removes the key that waits, and the request for it, if the key has got another name: an
+    /// earlier command was cut short before it had done so.
+    pub(crate) fn drop_used(&self) -> Result<()> {
+        let pending = format!("{PENDING}.key");
+        if self.path.join(&pending).exists() && is_used(&self.path)? {
+            self.remove(&format!("{PENDING}.csr"))?;
+            self.remove(&pending)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
@@ -214,7 +240,7 @@ mod tests {
         );
         assert_eq!(names(with_key(directory.path())), ["issuing", "issuing-20290101T000000Z"]);
         assert_eq!(waiting(directory.path()).unwrap(), ["issuing-20290101T000000Z"]);
-        fs::write(directory.path().join("issuing-next.key"), "").unwrap();
+        fs::write(directory.path().join("issuing-next.key"), "another").unwrap();
         let all = ["issuing-20290101T000000Z", "issuing-next"];
         assert_eq!(waiting(directory.path()).unwrap(), all);
     }

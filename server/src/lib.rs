@@ -23,6 +23,8 @@ mod dated;
 mod new_files;
 mod random;
 mod root_files;
+mod staging;
+mod successor;
 mod vendor_files;
 pub use new_files::pem_of;
 pub use random::{random_bytes, random_u32};

@@ -10,7 +10,7 @@ use crate::error::StoreError;
 pub struct ConfigurationRow {
     /// The device; `None` for the scope.
     pub device_id: Option<DeviceId>,
-    /// Grows with each change.
+    /// Grows with each change, and is no less than the microseconds from 1970 to that change.
     pub revision: u64,
     /// `None` once it was removed.
     pub document: Option<Vec<u8>>,
@@ -77,6 +77,14 @@ pub(crate) fn device(key: &str) -> Result<Option<DeviceId>, StoreError> {
         return Ok(None);
     }
     key.parse().map(Some).map_err(StoreError::unreadable)
+}
+
+/// The least revision that is given at that time: the microseconds since 1970. So what a device has
+/// and nobody gave is passed by the next change a day later, because a device takes none that is
+/// further ahead of its clock (docs/protocol.md, *Configuration*).
+pub(crate) fn least_revision(now: OffsetDateTime) -> i64 {
+    let microseconds = now.unix_timestamp_nanos() / 1_000;
+    i64::try_from(microseconds).expect("a year of four digits has so many microseconds")
 }
 
 /// A revision on record.

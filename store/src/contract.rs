@@ -341,10 +341,13 @@ pub trait Store: Send {
     ) -> Result<TakenOver, StoreError>;
 
     /// Attaches a document to a device, or to the scope if `target` is `None`, or removes it if
-    /// `document` is `None`. Returns the new revision, which is higher than every one before;
-    /// `None` if there is nothing to remove. The device need not be registered.
+    /// `document` is `None`. Returns the new revision, which is higher than every one before, and
+    /// no less than the microseconds from 1970 to `now`; `None` if there is nothing to remove. The
+    /// device need not be registered.
     ///
-    /// If a revision were given twice, a device that has one document would not take the other.
+    /// If a revision were given twice, a device that has one document would not take the other. If
+    /// revisions did not follow the clock, a device that somebody gave a forged one would never
+    /// take the operator's documents again.
     fn set_configuration(
         &mut self,
         target: Option<&DeviceId>,

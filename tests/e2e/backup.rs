@@ -7,7 +7,7 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use assay_tests::{
-    AssayDir, AssayServer, Device, EkKind, Postgres, json, run, tool, trusted_vendor,
+    AssayDir, AssayServer, Device, EkKind, Postgres, assay_bin, json, run, tool, trusted_vendor,
 };
 use serde_json::Value;
 
@@ -349,6 +349,21 @@ fn a_backup_overwrites_nothing_and_a_restore_neither() -> Result<()> {
     fs::remove_file(dir.path().join("assay.db"))?;
     let said = dir.assay(&["restore"])?.arg(&backup).stdin(Stdio::null()).output()?.stderr;
     ensure!(String::from_utf8(said)?.contains("is not empty"));
+    Ok(())
+}
+
+#[test]
+fn keys_that_a_killed_restore_left_are_removed_by_the_next_which_needs_no_other_directory()
+-> Result<()> {
+    let (dir, safe, place) = (AssayDir::init()?, Safe::open()?, tempfile::tempdir()?);
+    let backup = safe.backup(&dir, "ca.assay")?;
+    let unpacked = place.path().join(".unpacked");
+    fs::create_dir(&unpacked)?;
+    fs::write(unpacked.join("issuing-20270115T080000Z.key"), "key")?;
+    let mut restore = Command::new(assay_bin("assay")?);
+    restore.arg("--dir").arg(place.path()).arg("restore").arg(&backup);
+    run(restore.env("TMPDIR", "/nowhere"))?;
+    ensure!(!unpacked.exists() && place.path().join("root.key").exists());
     Ok(())
 }
 

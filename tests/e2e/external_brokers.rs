@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Worker, json, run, tool, trusted_vendor};
+use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Worker, json, run, trusted_vendor};
 use assay_wire::Topic;
 
 use crate::identities::Holder;
@@ -17,23 +17,19 @@ use crate::tunnel::Tunnel;
 fn a_worker_on_mosquitto_provisions_devices_through_its_access_list() -> Result<()> {
     let dir = AssayDir::init()?;
     let mosquitto = mosquitto_as_deployed(&dir)?;
-    let _worker = Worker::start(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(1)))?;
-    provisions_on(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(0)))
+    let _worker = Worker::start(&dir, &url_of(&mosquitto, 1))?;
+    provisions_on(&dir, &url_of(&mosquitto, 0))
 }
 
 #[test]
 fn a_local_client_speaks_as_the_device_on_mosquitto_and_nowhere_but_in_its_tree() -> Result<()> {
-    let dir = AssayDir::init()?;
-    let vendor = trusted_vendor()?;
-    dir.trust(&vendor)?;
-    let mosquitto = mosquitto_as_deployed(&dir)?;
-    let url = |listener| format!("mqtts://127.0.0.1:{}", mosquitto.port(listener));
-    let _worker = Worker::start(&dir, &url(1))?;
-    let tpm = vendor.device(EkKind::P256, 0)?;
+    let deployed = Deployed::start()?;
+    let (root, url) = (deployed.dir.root_pem(), |listener| deployed.url(listener));
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let device = Device::new(&tpm)?;
-    let provisioned = json(&mut device.provision_at(&url(0), &dir.root_pem())?)?;
+    let provisioned = json(&mut device.provision_at(&url(0), &root)?)?;
     let id = provisioned["device_id"].as_str().unwrap_or_default();
-    let tunnel = Tunnel::run(device.tunnel_at(&url(1), &dir.root_pem(), "127.0.0.1:0")?)?;
+    let tunnel = Tunnel::run(device.tunnel_at(&url(1), &root, "127.0.0.1:0")?)?;
     for (owner, is_granted) in [(id, true), ("another", false)] {
         let mut says = tunnel.mosquitto("mosquitto_pub", "5", "node-red")?;
         says.args(["-d", "-t", &format!("device/v1/default/{owner}/telemetry"), "-m", "21"]);
@@ -78,32 +74,9 @@ fn a_stranger_on_mosquitto_is_nobody_else_by_giving_a_name() -> Result<()> {
 fn operator_on_mosquitto_gives_commands_and_says_nothing_else() -> Result<()> {
     let dir = AssayDir::init()?;
     let mosquitto = mosquitto_as_deployed(&dir)?;
-    let file = |name: &str| dir.path().join(name).display().to_string();
+    let operator = Holder::operator(&dir, "operator", &url_of(&mosquitto, 1));
     for (topic, is_granted) in [("command", true), ("command/reboot", true), ("telemetry", false)] {
-        let mut says = tool("mosquitto_pub")?;
-        says.args([
-            "-d",
-            "-V",
-            "5",
-            "-q",
-            "1",
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &mosquitto.port(1).to_string(),
-            "-m",
-            "x",
-        ]);
-        says.args([
-            "-t",
-            &format!("device/v1/default/pump-17/{topic}"),
-            "--cafile",
-            &file("root.pem"),
-        ]);
-        let output = says
-            .args(["--cert", &file("operator.pem"), "--key", &file("operator.key")])
-            .output()?;
-        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        let said = operator.says(&format!("device/v1/default/pump-17/{topic}"), "x")?;
         ensure!(
             said.contains("RC:135") != is_granted && said.contains("PUBACK"),
             "{topic}: {said}"
@@ -129,30 +102,16 @@ fn mosquitto_refuses_what_the_revocation_list_names() -> Result<()> {
         &file(""),
     ])?)?;
     let mut mosquitto = mosquitto_as_deployed(&dir)?;
-    let is_let_in = |mosquitto: &Mosquitto, name: &str| -> Result<bool> {
-        let mut says = tool("mosquitto_pub")?;
-        says.args([
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &mosquitto.port(1).to_string(),
-            "-t",
-            "x",
-            "-m",
-            "x",
-            "-q",
-            "1",
-        ]);
-        says.args(["--cafile", &file("root.pem"), "--cert", &file(&format!("{name}.pem"))]);
-        Ok(says.args(["--key", &file(&format!("{name}.key"))]).output()?.status.success())
-    };
-    ensure!(is_let_in(&mosquitto, "alice")? && is_let_in(&mosquitto, "operator")?);
+    let url = url_of(&mosquitto, 1);
+    let is_let_in =
+        |name: &str| Holder::operator(&dir, name, &url).publishes("x", "x", &[]).is_ok();
+    ensure!(is_let_in("alice") && is_let_in("operator"));
     run(&mut dir.assay(&["identity", "revoke", "alice"])?)?;
     list()?;
     mosquitto.restart()?;
-    ensure!(!is_let_in(&mosquitto, "alice")? && is_let_in(&mosquitto, "operator")?);
-    let _worker = Worker::start(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(1)))?;
-    provisions_on(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(0)))
+    ensure!(!is_let_in("alice") && is_let_in("operator"));
+    let _worker = Worker::start(&dir, &url)?;
+    provisions_on(&dir, &url_of(&mosquitto, 0))
 }
 
 /// Mosquitto does not refuse a subscription. It delivers what may be read.
@@ -173,7 +132,7 @@ fn backends_on_mosquitto_hear_and_say_what_the_printed_access_list_lets_them() -
     let list = String::from_utf8(run(&mut dir.assay(&["identity", "acl"])?)?.stdout)?;
     ensure!(!list.contains("gone"), "{list}");
     let mosquitto = mosquitto_with(&dir, &list)?;
-    let url = format!("mqtts://127.0.0.1:{}", mosquitto.port(1));
+    let url = url_of(&mosquitto, 1);
     let holder = |name: &str| Holder {
         client: format!("backend@{name}"),
         files: dir.path().join(name),
@@ -200,6 +159,32 @@ fn backends_on_mosquitto_hear_and_say_what_the_printed_access_list_lets_them() -
         ensure!(said.contains("RC:135"), "{name}: {said}");
     }
     Ok(())
+}
+
+/// A CA whose devices are on Mosquitto, with a worker and a vendor that it trusts.
+pub(crate) struct Deployed {
+    pub(crate) dir: AssayDir,
+    mosquitto: Mosquitto,
+    _worker: Worker,
+}
+
+impl Deployed {
+    pub(crate) fn start() -> Result<Self> {
+        let dir = AssayDir::init()?;
+        dir.trust(&trusted_vendor()?)?;
+        let mosquitto = mosquitto_as_deployed(&dir)?;
+        let worker = Worker::start(&dir, &url_of(&mosquitto, 1))?;
+        Ok(Self { dir, mosquitto, _worker: worker })
+    }
+
+    /// The bootstrap listener (0) or the operational one (1).
+    pub(crate) fn url(&self, listener: u16) -> String {
+        url_of(&self.mosquitto, listener)
+    }
+}
+
+fn url_of(mosquitto: &Mosquitto, listener: u16) -> String {
+    format!("mqtts://127.0.0.1:{}", mosquitto.port(listener))
 }
 
 /// Mosquitto with the configuration of deploy/mosquitto, and with a revocation list if there is

@@ -266,6 +266,12 @@ impl Holder {
         Self { client: client.into(), files, root, url }
     }
 
+    /// An operator on this operational listener, with the files that the CA made for this name.
+    pub(crate) fn operator(dir: &AssayDir, name: &str, url: &str) -> Self {
+        let (client, url) = (format!("operator@{name}"), url.into());
+        Self { client, files: dir.path().join(name), root: dir.root_pem(), url }
+    }
+
     fn mosquitto(&self, program: &str, client: &str) -> Result<Command> {
         let port = self.url.rsplit_once(':').context("the URL has a port")?.1;
         let mut command = tool(program)?;
@@ -282,6 +288,12 @@ impl Holder {
         filters.iter().for_each(|filter| _ = command.args(["-t", filter]));
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(command)
+    }
+
+    /// Publishes, with more options of mosquitto_pub, and fails if that does.
+    pub(crate) fn publishes(&self, topic: &str, message: &str, options: &[&str]) -> Result<()> {
+        let mut command = self.mosquitto("mosquitto_pub", &self.client)?;
+        run(command.args(["-t", topic, "-m", message]).args(options)).map(drop)
     }
 
     /// Publishes over another connection. Returns what mosquitto_pub says of the outcome.

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use assay_tests::{Agent, AssayDir, Device, EkKind, Swtpm, Worker, run, tool, trusted_vendor};
+use assay_tests::{Agent, AssayDir, Device, EkKind, Swtpm, trusted_vendor};
 
-use crate::external_brokers::mosquitto_as_deployed;
+use crate::external_brokers::Deployed;
+use crate::identities::Holder;
 use crate::lab::Lab;
 use crate::resident::{eventually, script};
 
@@ -101,20 +101,16 @@ fn a_program_that_fails_or_is_not_there_costs_a_line_and_nothing_else() -> Resul
 
 #[test]
 fn on_mosquitto_commands_come_and_retained_ones_are_not_run() -> Result<()> {
-    let dir = AssayDir::init()?;
-    let vendor = trusted_vendor()?;
-    dir.trust(&vendor)?;
-    let mosquitto = mosquitto_as_deployed(&dir)?;
-    let url = |listener| format!("mqtts://127.0.0.1:{}", mosquitto.port(listener));
-    let _worker = Worker::start(&dir, &url(1))?;
-    let tpm = vendor.device(EkKind::P256, 0)?;
+    let deployed = Deployed::start()?;
+    let (root, url) = (deployed.dir.root_pem(), |listener| deployed.url(listener));
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let device = Device::new(&tpm)?;
-    let provisioned = assay_tests::json(&mut device.provision_at(&url(0), &dir.root_pem())?)?;
+    let provisioned = assay_tests::json(&mut device.provision_at(&url(0), &root)?)?;
     let id = provisioned["device_id"].as_str().context("an id")?;
-    let operator = Operator::of(&dir, &url(1));
+    let operator = Operator::of(&deployed.dir, &url(1));
     operator.says(&format!("{id}/command/old"), "x", &["-r"])?;
     let (program, heard) = records(&tpm, "")?;
-    let mut command = device.run_at(&url(0), &url(1), &dir.root_pem())?;
+    let mut command = device.run_at(&url(0), &url(1), &root)?;
     command.args(["--on-command", &format!("{program} told")]);
     let agent = Agent::start(command)?;
     agent.says("online as", 1)?;
@@ -152,26 +148,16 @@ fn id_of(agent: &Agent) -> Result<String> {
 }
 
 /// Gives commands.
-struct Operator {
-    port: String,
-    dir: PathBuf,
-}
+struct Operator(Holder);
 
 impl Operator {
     fn of(dir: &AssayDir, operational: &str) -> Self {
-        let port = operational.rsplit_once(':').map(|(_, port)| port).unwrap_or_default();
-        Self { port: port.into(), dir: dir.path() }
+        let client = "operator@commands".into();
+        Self(Holder { client, ..Holder::operator(dir, "operator", operational) })
     }
 
     /// Publishes on a topic below `device/v1/default/`.
     fn says(&self, topic: &str, message: &str, options: &[&str]) -> Result<()> {
-        let mut says: Command = tool("mosquitto_pub")?;
-        says.args(["-V", "5", "-q", "1", "-h", "127.0.0.1", "-p", &self.port]);
-        says.args(["-i", "operator@commands"]);
-        says.args(["-t", &format!("device/v1/default/{topic}"), "-m", message]).args(options);
-        says.arg("--cafile").arg(self.dir.join("root.pem"));
-        says.arg("--cert").arg(self.dir.join("operator.pem"));
-        says.arg("--key").arg(self.dir.join("operator.key"));
-        run(&mut says).map(drop)
+        self.0.publishes(&format!("device/v1/default/{topic}"), message, options)
     }
 }

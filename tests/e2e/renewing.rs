@@ -247,7 +247,7 @@ fn is_due(device: &Device) -> Result<()> {
 }
 
 /// Sets when the CA told a device to renew; without a time, as if by a CA that does not say it.
-fn set_renew_at(device: &Device, renew_at: Value) -> Result<()> {
+pub(crate) fn set_renew_at(device: &Device, renew_at: Value) -> Result<()> {
     let file = device.state().join("device.json");
     let mut memory: Value = serde_json::from_slice(&fs::read(&file)?)?;
     let grant = memory["in_use"]["certificate"].as_object_mut().context("a certificate")?;

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use assay_tests::{Agent, Device, EkKind, json, spawn, trusted_vendor};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::lab::Lab;
+use crate::renewing::set_renew_at;
 
 /// With this, the CA renews every certificate. A renewed one must end later than the one before it,
 /// and certificates count in seconds.
@@ -84,7 +85,7 @@ fn a_certificate_that_is_due_is_renewed_and_the_connection_goes_over_to_it() -> 
     let old = lab.provision(&device, &[])?;
     let id = old["device_id"].as_str().context("an id")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    set_renew_at(&device, now + 4)?;
+    set_renew_at(&device, json!(now + 4))?;
 
     let heard = tpm.work_dir().join("heard");
     let hook = tpm.work_dir().join("hook");
@@ -131,7 +132,7 @@ fn a_device_renews_over_its_own_connection_where_nobody_listens_for_strangers() 
     let device = Device::new(&tpm)?;
     let id = lab.provision(&device, &[])?["device_id"].clone();
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    set_renew_at(&device, now + 4)?;
+    set_renew_at(&device, json!(now + 4))?;
     let nowhere = "mqtts://127.0.0.1:1";
     let command = device.run_at(nowhere, &lab.server.operational, &lab.dir.root_pem())?;
     let agent = Agent::start(command)?;
@@ -286,14 +287,6 @@ impl Drop for Operator {
 pub(crate) fn script(file: &Path, text: &str) -> Result<()> {
     fs::write(file, format!("#!/bin/sh\n{text}"))?;
     Ok(fs::set_permissions(file, fs::Permissions::from_mode(0o700))?)
-}
-
-/// Sets when the CA told a device to renew its certificate.
-fn set_renew_at(device: &Device, renew_at: u64) -> Result<()> {
-    let file = device.state().join("device.json");
-    let mut memory: Value = serde_json::from_slice(&fs::read(&file)?)?;
-    memory["in_use"]["certificate"]["renew_at"] = json!(renew_at);
-    Ok(fs::write(&file, memory.to_string())?)
 }
 
 pub(crate) fn eventually(is_so: impl Fn() -> Result<bool>) -> Result<()> {

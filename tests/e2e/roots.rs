@@ -11,11 +11,22 @@ use assay_tests::{Agent, AssayDir, Device, EkKind, Mosquitto, json, run, tool, t
 use serde_json::{Value, json};
 
 use crate::lab::Lab;
+use crate::renewing::set_renew_at;
 
 /// With this, the CA renews every certificate. A renewed one must end later than the one before it,
 /// and certificates count in seconds.
 const ALWAYS_DUE: &str = "[certificates]\nlifetime_days = 1\nrenew_before_days = 1";
 const A_SECOND: Duration = Duration::from_millis(1100);
+
+/// What an operator does to have a new root take over at once, with all that is under it.
+pub(crate) const NEW_ROOT: [&[&str]; 6] = [
+    &["root", "new"],
+    &["service", "new"],
+    &["identity", "renew", "server"],
+    &["identity", "renew", "worker"],
+    &["identity", "renew", "operator"],
+    &["issuing", "new", "--from", "now"],
+];
 
 /// A CA, and what its devices were given: its first root.
 pub(crate) struct World {
@@ -42,14 +53,7 @@ impl World {
 
     /// Makes the new root, and the CAs under it, which take over at once.
     pub(crate) fn new_root_takes_over(&self) -> Result<()> {
-        for command in [
-            &["root", "new"][..],
-            &["service", "new"],
-            &["identity", "renew", "server"],
-            &["identity", "renew", "worker"],
-            &["identity", "renew", "operator"],
-            &["issuing", "new", "--from", "now"],
-        ] {
+        for command in NEW_ROOT {
             self.lab.assay(command)?;
             // To the second, what is certified afterwards is certified later.
             if command[0] == "service" {
@@ -64,6 +68,11 @@ impl World {
         // `issuing remove` waits until its last certificate has ended, which is a day from now.
         for file in ["issuing.pem", "issuing.key"] {
             fs::remove_file(self.lab.dir.path().join(file))?;
+        }
+        let early = self.lab.dir.assay(&["service", "retire"])?.output()?;
+        ensure!(!early.status.success(), "somebody may still have a certificate of before");
+        for name in ["server", "worker", "operator"] {
+            self.lab.assay(&["identity", "revoke", "--old", name])?;
         }
         self.lab.assay(&["service", "retire"])?;
         self.lab.assay(&["root", "remove", "--force"])?;
@@ -100,7 +109,7 @@ impl World {
     pub(crate) fn renews(&self, device: &Device, root: &Path) -> Result<String> {
         thread::sleep(A_SECOND);
         let mut renew = device.provision_at(&self.lab.server.bootstrap, root)?;
-        set_renew_at(device, 0)?;
+        set_renew_at(device, json!(0))?;
         let output = run(&mut renew)?;
         let renewed: Value = serde_json::from_slice(&output.stdout)?;
         ensure!(renewed["renewal"] == "renewed", "{renewed}");
@@ -115,14 +124,6 @@ fn file_named(dir: &AssayDir, begins: &str, ends: &str) -> Result<PathBuf> {
     let mut found =
         names.into_iter().flatten().filter(|name| name.starts_with(begins) && name.ends_with(ends));
     Ok(dir.path().join(found.next().with_context(|| format!("no {begins}…{ends}"))?))
-}
-
-/// Sets when the CA told a device to renew its certificate.
-fn set_renew_at(device: &Device, renew_at: u64) -> Result<()> {
-    let file = device.state().join("device.json");
-    let mut memory: Value = serde_json::from_slice(&fs::read(&file)?)?;
-    memory["in_use"]["certificate"]["renew_at"] = json!(renew_at);
-    Ok(fs::write(&file, memory.to_string())?)
 }
 
 /// What a relying party does that trusts this root and nothing else.
@@ -238,7 +239,7 @@ fn the_resident_agent_follows_a_new_root() -> Result<()> {
     agent.signal("TERM")?;
     agent.wait()?;
     thread::sleep(A_SECOND);
-    set_renew_at(&device, 0)?;
+    set_renew_at(&device, json!(0))?;
 
     let command = world.resident(&device)?;
     let mut agent = Agent::start(command)?;

@@ -22,6 +22,11 @@ pub(super) const SUBSCRIPTIONS: usize = 64;
 /// Retained messages in one device's tree.
 const RETAINED_PER_TREE: usize = 4;
 
+/// Retained messages of the CA: its certificates, what is new, and a revocation list for each of
+/// its issuing CAs, of which there are a few. Only workers retain them, and only their mistakes
+/// come near the limit.
+const RETAINED_OF_THE_CA: usize = 256;
+
 /// Retained messages in all, including those of devices that are long gone.
 const RETAINED: usize = 65_536;
 
@@ -259,7 +264,9 @@ impl State {
             self.retained.remove(&message.topic);
             return true;
         }
-        let (tree, now) = (tree_of(&message.topic), Instant::now());
+        let is_the_cas = message.topic.starts_with(OF_THE_CA);
+        let tree = if is_the_cas { OF_THE_CA } else { tree_of(&message.topic) };
+        let now = Instant::now();
         let expired = self
             .retained_below(tree)
             .filter(|other| !is_alive(other, now))
@@ -269,11 +276,13 @@ impl State {
         }
         let others = self.retained_below(tree).filter(|other| other.topic != message.topic).count();
         let is_new = !self.retained.contains_key(&message.topic);
-        // There is always room for what the CA retains, even if devices left many messages behind:
-        // a revocation list for each issuing CA.
-        let is_the_cas = message.topic.starts_with("ca/");
-        let is_full = self.retained.len() >= RETAINED;
-        if !is_the_cas && (others >= RETAINED_PER_TREE || is_new && is_full) {
+        let has_room = if is_the_cas {
+            // Even if devices left many messages behind.
+            others < RETAINED_OF_THE_CA
+        } else {
+            others < RETAINED_PER_TREE && !(is_new && self.retained.len() >= RETAINED)
+        };
+        if !has_room {
             return false;
         }
         self.retained.insert(message.topic.clone(), message.clone());
@@ -343,6 +352,9 @@ fn tree_of(topic: &str) -> &str {
     topic.match_indices('/').nth(3).map_or(topic, |(at, _)| &topic[..=at])
 }
 
+/// How the topics begin on which workers tell everybody of the CA.
+const OF_THE_CA: &str = "ca/";
+
 /// How a shared subscription's filter begins (§4.8.2).
 const SHARED: &str = "$share/";
 
@@ -358,14 +370,13 @@ mod tests {
     use super::*;
     use crate::embedded::lane::Room;
 
-    #[test]
-    fn what_devices_left_behind_takes_no_room_from_what_the_ca_says_to_everybody() {
+    /// A client that retains on any topic.
+    fn keeper() -> impl Fn(String, &'static [u8]) -> Reason {
         let router = Router::default();
         let lane = Lane::new(Room { messages: 8, bytes: 10_000, share: 0 }, Arc::default());
         let (seat, _) = router.enter("worker@1".into(), lane);
-        let keep = |topic: String| {
-            let payload = Bytes::from_static(b"x");
-            let (topic, expires) = (topic.into(), None);
+        move |topic, payload| {
+            let (payload, topic, expires) = (Bytes::from_static(payload), topic.into(), None);
             let message = Message {
                 topic,
                 payload,
@@ -375,7 +386,27 @@ mod tests {
                 properties: None,
             };
             router.publish(&seat, message).unwrap()
-        };
+        }
+    }
+
+    #[test]
+    fn workers_retain_a_limited_number_of_messages_and_replace_and_remove_them_at_the_limit() {
+        let keep = keeper();
+        let list = |n: usize| format!("ca/v1/default/crl/{n:04x}");
+        for n in 0..RETAINED_OF_THE_CA {
+            assert_eq!(keep(list(n), b"x"), Reason::NoMatchingSubscribers);
+        }
+        assert_eq!(keep(list(RETAINED_OF_THE_CA), b"x"), Reason::QuotaExceeded);
+        assert_eq!(keep("ca/v1/other/chain".into(), b"x"), Reason::QuotaExceeded);
+        assert_eq!(keep(list(0), b"y"), Reason::NoMatchingSubscribers);
+        assert_eq!(keep(list(1), b""), Reason::NoMatchingSubscribers);
+        assert_eq!(keep(list(RETAINED_OF_THE_CA), b"x"), Reason::NoMatchingSubscribers);
+    }
+
+    #[test]
+    fn what_devices_left_behind_takes_no_room_from_what_the_ca_says_to_everybody() {
+        let keep = keeper();
+        let keep = |topic: String| keep(topic, b"x");
         for device in 0..RETAINED / RETAINED_PER_TREE {
             for n in 0..RETAINED_PER_TREE {
                 assert_eq!(

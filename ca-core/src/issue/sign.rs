@@ -57,12 +57,7 @@ impl Issued<Proven> {
 
     /// The reply to the device. Send it once the certificate is on record.
     pub fn reply(&self) -> CertificateReply {
-        CertificateReply {
-            chain: self.chain.clone(),
-            renew_at: self.renew_at,
-            configuration: None,
-            new_root: None,
-        }
+        self.in_clear()
     }
 }
 
@@ -93,12 +88,7 @@ impl Issued<Renewed> {
 
     /// The reply to the device. Send it once the certificate is on record.
     pub fn reply(&self) -> CertificateReply {
-        CertificateReply {
-            chain: self.chain.clone(),
-            renew_at: self.renew_at,
-            configuration: None,
-            new_root: None,
-        }
+        self.in_clear()
     }
 }
 
@@ -129,6 +119,12 @@ impl Issued<Unproven> {
 }
 
 impl<P> Issued<P> {
+    /// The reply with the certificate, for those that need not be sealed.
+    fn in_clear(&self) -> CertificateReply {
+        let (chain, renew_at) = (self.chain.clone(), self.renew_at);
+        CertificateReply { chain, renew_at, configuration: None, new_root: None }
+    }
+
     fn waiting(
         prepared: Prepared<P>,
         waits: Waits,

@@ -11,6 +11,7 @@ use crate::issue::{Issued, Issuer, Issuers, Prepared, Renewed, Term};
 use crate::profile::Profile;
 use crate::records::{QUOTA, QUOTA_PERIOD, Records};
 use crate::secret::Overlapping;
+use crate::subject::Subject;
 use crate::{Failure, Fault, Rejection};
 
 /// What a device gets that has a certificate, and asks for the one that is to take its place.
@@ -56,21 +57,11 @@ impl Renewing {
         if !is_due && let Some(issuer) = issuers.of(&proof.der) {
             return Self::on_record(device_id, &proof.der, profile, issuer);
         }
-        for certificate in waiting {
-            let Some(der) =
-                keys.decrypt(&certificate.encrypted, &certificate.serial, Waits::Renewed)
-            else {
-                continue;
-            };
-            let is_good = certificate.is_for(&proof.subject)
-                && may_be_confirmed(certificate, records, now).is_ok();
-            if is_good && let Some(issuer) = issuers.of(&der) {
-                return Self::on_record(device_id, &der, profile, issuer);
-            }
-            let next = earliest_next(certificate);
-            if now < next {
-                return Err(Rejection::RenewedTooOften { ek: proof.ek_id(), next }.into());
-            }
+        let waiting = waiting.iter();
+        if let Some((der, issuer)) =
+            renewed_one(waiting, &proof.subject, records, keys, issuers, now)?
+        {
+            return Self::on_record(device_id, &der, profile, issuer);
         }
         let prepared = Prepared::<Renewed>::new(&proof, records, profile, current, now, rng)?;
         Ok(Self::new(device_id, prepared))
@@ -118,8 +109,31 @@ impl Renewing {
     }
 }
 
-/// When the one after a certificate that waits may be made: so a device gets no more in a day than
-/// by other flows.
-pub(super) fn earliest_next(waiting: &Unconfirmed) -> OffsetDateTime {
-    waiting.issued_at + QUOTA_PERIOD / i32::try_from(QUOTA).unwrap_or(1)
+/// The first of these certificates that is good for the subject, and who signed it. `None` if the
+/// next one may be made. Those that were sealed are passed over.
+pub(super) fn renewed_one<'i, 'w>(
+    waiting: impl Iterator<Item = &'w Unconfirmed>,
+    subject: &Subject,
+    records: &Records,
+    keys: &Overlapping<TicketKey>,
+    issuers: &'i Issuers,
+    now: OffsetDateTime,
+) -> Result<Option<(Vec<u8>, &'i Issuer)>, Rejection> {
+    for certificate in waiting {
+        let Some(der) = keys.decrypt(&certificate.encrypted, &certificate.serial, Waits::Renewed)
+        else {
+            continue;
+        };
+        let is_good =
+            certificate.is_for(subject) && may_be_confirmed(certificate, records, now).is_ok();
+        if is_good && let Some(issuer) = issuers.of(&der) {
+            return Ok(Some((der, issuer)));
+        }
+        // So a device gets no more in a day than by other flows.
+        let next = certificate.issued_at + QUOTA_PERIOD / i32::try_from(QUOTA).unwrap_or(1);
+        if now < next {
+            return Err(Rejection::RenewedTooOften { ek: subject.ek_id, next });
+        }
+    }
+    Ok(None)
 }

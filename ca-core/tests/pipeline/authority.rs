@@ -8,8 +8,13 @@ use assay_wire::{
     Bytes, Configuration, Identity, IdentityName, MAX_CONFIGURATION, SignedConfiguration,
 };
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use time::Duration;
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Extension};
 
@@ -108,6 +113,65 @@ fn only_what_the_old_root_certified_as_a_new_root_is_one() {
     assert_eq!(refused(&new, &[7], &old), NotANewRoot::Unreadable);
 }
 
+/// `SEQUENCE { SEQUENCE { OID } }` of the policy of new roots (docs/protocol.md, *A new root*).
+const NEW_ROOT_POLICIES: &[u8] = &[
+    0x30, 0x18, 0x30, 0x16, 0x06, 0x14, 0x69, 0x9A, 0xE6, 0x91, 0xB4, 0xA5, 0xCA, 0xEA, 0x9E, 0xF3,
+    0xA1, 0xEB, 0xB8, 0xD4, 0xFC, 0x8B, 0xCE, 0xCA, 0x02, 0x03,
+];
+
+/// A device would refuse them, and nobody would notice until it cannot follow.
+#[test]
+fn new_root_is_one_only_if_nothing_limits_it_and_while_both_its_certificates_are_valid() {
+    type Change = fn(&mut CertificateParams);
+    let unchanged: Change = |_| {};
+    let made = |of_root: Change, of_cross: Change| {
+        let params = |name: &str| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            params.not_before = now() - Duration::DAY;
+            params.not_after = now() + Duration::DAY;
+            params
+        };
+        let old =
+            CertifiedIssuer::self_signed(params("old"), KeyPair::generate().unwrap()).unwrap();
+        let (key, mut root, mut cross) =
+            (KeyPair::generate().unwrap(), params("new"), params("new"));
+        // certificatePolicies.
+        cross.custom_extensions =
+            vec![CustomExtension::from_oid_content(&[2, 5, 29, 32], NEW_ROOT_POLICIES.to_vec())];
+        of_root(&mut root);
+        of_cross(&mut cross);
+        let root = root.self_signed(&key).unwrap();
+        NewRoot::check(root.der(), cross.signed_by(&key, &old).unwrap().der(), old.der())
+    };
+    assert!(made(unchanged, unchanged).unwrap().valid_at(now()).is_ok());
+    let limits: [Change; 4] = [
+        |it| it.is_ca = IsCa::ExplicitNoCa,
+        |it| it.is_ca = IsCa::Ca(BasicConstraints::Constrained(1)),
+        |it| it.key_usages = vec![KeyUsagePurpose::CrlSign],
+        |it| it.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth],
+    ];
+    for limit in limits {
+        assert_eq!(made(limit, unchanged), Err(NotANewRoot::Limited));
+        assert_eq!(made(unchanged, limit), Err(NotANewRoot::Limited));
+    }
+    let others: [Change; 2] =
+        [|it| it.not_before = now() + Duration::HOUR, |it| it.not_after = now() - Duration::HOUR];
+    for other in others {
+        for made in [made(other, unchanged), made(unchanged, other)] {
+            let refused = made.unwrap().valid_at(now());
+            assert!(matches!(refused, Err(NotANewRoot::NotValid { .. })), "{refused:?}");
+        }
+    }
+    let long: Change = |it| {
+        let comment = CustomExtension::from_oid_content(&[2, 5, 4, 13], vec![0x0c, 0x00]);
+        it.custom_extensions.extend(std::iter::repeat_n(comment, 500));
+    };
+    assert_eq!(made(unchanged, long), Err(NotANewRoot::TooLong));
+}
+
 #[test]
 fn server_is_certified_for_its_names() {
     let mut rng = CountingRng::new();
@@ -171,11 +235,11 @@ fn identity_is_certified_for_the_time_that_was_asked_for_but_never_beyond_its_ca
     let made = root.service("Test", now(), &mut rng).unwrap();
     let pem = made.to_pem();
     let read = Authority::from_pem(&pem.certificate, &pem.key).unwrap();
-    let late = now() + ISSUING_LIFETIME - time::Duration::days(10);
+    let late = now() + ISSUING_LIFETIME - Duration::days(10);
     for service in [made, read] {
         for (at, lifetime, end) in [
-            (now(), time::Duration::days(7), now() + time::Duration::days(7)),
-            (late, time::Duration::days(7), late + time::Duration::days(7)),
+            (now(), Duration::days(7), now() + Duration::days(7)),
+            (late, Duration::days(7), late + Duration::days(7)),
             (late, LEAF_LIFETIME, now() + ISSUING_LIFETIME),
         ] {
             let leaf = der(&service.operator(lifetime, at, &mut rng).unwrap());
@@ -202,7 +266,7 @@ fn device_that_does_not_exist_is_one_for_ten_minutes_and_no_relying_party_takes_
     let (_, parsed) = X509Certificate::from_der(&leaf).unwrap();
     assert_eq!(
         parsed.validity().not_after.timestamp(),
-        (now() + time::Duration::minutes(10)).unix_timestamp()
+        (now() + Duration::minutes(10)).unix_timestamp()
     );
     let policies = |extension: &X509Extension<'_>| {
         matches!(extension.parsed_extension(), ParsedExtension::CertificatePolicies(_))
@@ -211,7 +275,7 @@ fn device_that_does_not_exist_is_one_for_ten_minutes_and_no_relying_party_takes_
     assert_eq!(parsed.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 1);
 
     let (other, ended) =
-        issuing.throw_away_device(&scope, now() - time::Duration::DAY, &mut rng).unwrap();
+        issuing.throw_away_device(&scope, now() - Duration::DAY, &mut rng).unwrap();
     assert!(other != id && !verify(&root, &issuing, &der(&ended), KeyUsage::client_auth()));
 }
 

@@ -124,6 +124,9 @@ pub struct ReceivedConfiguration {
     pub scope: Scope,
     /// The device that it must be for.
     pub device_id: DeviceId,
+    /// When the device's certificate ends, in seconds since 1970: a device without a clock knows no
+    /// better how late it can be.
+    pub not_after: u64,
 }
 
 /// What was encrypted with AES-256-GCM (SP 800-38D).

@@ -226,6 +226,7 @@ impl Run {
             signed: signed.into_vec(),
             scope: certificate.scope.clone(),
             device_id: certificate.device_id.clone(),
+            not_after: certificate.validity.1,
         };
         match self.desk().keep_configuration(received).await {
             Ok(Some(revision)) => self.desk().progress(Step::ConfigurationKept(revision)),

@@ -35,11 +35,20 @@ impl Ca {
     }
 
     fn signer(&self, identity: &str) -> Signer {
+        self.signer_until(identity, 2_000)
+    }
+
+    /// With a certificate that is valid now.
+    fn signer_for_years(&self, identity: &str) -> Signer {
+        self.signer_until(identity, 4_000_000_000)
+    }
+
+    fn signer_until(&self, identity: &str, not_after: i64) -> Signer {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.not_before = time::OffsetDateTime::from_unix_timestamp(1_000).unwrap();
-        params.not_after = time::OffsetDateTime::from_unix_timestamp(2_000).unwrap();
+        params.not_after = time::OffsetDateTime::from_unix_timestamp(not_after).unwrap();
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let certificate = params.signed_by(&key, &self.root).unwrap().der().to_vec();
         Signer { key, certificate }
@@ -156,6 +165,49 @@ fn signature_of_something_else_is_no_configuration() {
     let ca = Ca::new();
     let refused = ca.verify(&ca.signer(WORKER).sign(b"\x83\x01\x02\x03").encode());
     assert!(matches!(refused, Err(ConfigurationError::Unreadable(_))), "{refused:?}");
+}
+
+/// A device at this time, with a clock, that keeps what comes.
+fn keep(
+    ca: &Ca,
+    state: &StateDirectory,
+    signed: Vec<u8>,
+) -> Result<Option<u64>, ConfigurationError> {
+    let (scope, device_id) = ("default".parse().unwrap(), "pump-1".parse().unwrap());
+    let received = ReceivedConfiguration { signed, scope, device_id, not_after: 0 };
+    super::keep(&received, state, &ca.roots, &Clock::new(true, &[])).unwrap()
+}
+
+#[test]
+fn revision_of_more_than_a_day_ahead_is_refused() {
+    let verified = |revision| VerifiedConfiguration(of("default", "pump-1", revision, "{}"));
+    assert!(verified(1_500_999_999).no_later_than(1_500).is_ok());
+    for revision in [1_501_000_000, u64::MAX] {
+        let refused = verified(revision).no_later_than(1_500).unwrap_err();
+        let from = revision / MICROSECONDS;
+        assert_eq!(refused, ConfigurationError::FromLater { revision, from, latest: 1_500 });
+        assert!(refused.to_string().ends_with("none of later than 1970-01-01T00:25:00Z"));
+    }
+}
+
+#[test]
+fn forged_revision_is_passed_by_the_operators_next_one_a_day_later() {
+    let (ca, directory) = (Ca::new(), tempfile::tempdir().unwrap());
+    let state = StateDirectory::open(&directory.path().join("state")).unwrap();
+    let worker = ca.signer_for_years(WORKER);
+    let signed = |revision, document| {
+        worker.sign(&of("default", "pump-1", revision, document).encode()).encode()
+    };
+    let refused = keep(&ca, &state, signed(u64::MAX, "\"forged\""));
+    assert!(matches!(refused, Err(ConfigurationError::FromLater { .. })), "{refused:?}");
+
+    // Kept while the clock was far ahead, or by an earlier version of this program.
+    state.keep_configuration(&signed(u64::MAX, "\"forged\"")).unwrap();
+    let now = Clock::new(true, &[]).now().as_secs();
+    let newest = (now + 86_300) * MICROSECONDS;
+    assert_eq!(keep(&ca, &state, signed(newest, "{}")), Ok(Some(newest)));
+    let older = keep(&ca, &state, signed(newest - 1, "[]"));
+    assert!(matches!(older, Err(ConfigurationError::Older { .. })), "{older:?}");
 }
 
 #[test]

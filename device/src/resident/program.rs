@@ -2,13 +2,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use assay_wire::DeviceId;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use tokio::io::AsyncWriteExt;
+use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -52,11 +54,12 @@ impl Program {
         self
     }
 
-    /// Runs it until it ends. If it takes too long, or if nobody waits any more, it is killed with
-    /// all that it started in its process group.
+    /// Runs it until it ends. What it leaves in its process group is killed then: each run could
+    /// leave something behind, and anybody who may send commands could have as many runs as they
+    /// like. If it takes too long, or if nobody waits any more, all are killed.
     pub(super) async fn run(self) -> Result<ExitStatus, NotRun> {
         let (program, arguments) = self.command.split_first().ok_or(NotRun::Empty)?;
-        let not_started = |error: std::io::Error| NotRun::NotStarted(error.to_string());
+        let not_started = |error: io::Error| NotRun::NotStarted(error.to_string());
         let mut command = Command::new(program);
         command.args(arguments).env_clear().envs(self.environment).process_group(0);
         command.stdin(if self.input.is_empty() { Stdio::null() } else { Stdio::piped() });
@@ -69,7 +72,12 @@ impl Program {
                     _ = stdin.write_all(&self.input).await;
                 }
             };
-            tokio::join!(group.0.wait(), write).0
+            let end = async {
+                group.ended().await?;
+                group.kill();
+                group.0.wait().await
+            };
+            tokio::join!(end, write).0
         });
         match outcome.await {
             Ok(status) => status.map_err(not_started),
@@ -100,13 +108,33 @@ impl fmt::Display for NotRun {
 /// whole group is killed.
 struct Group(Child);
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        // `id` has none once the process was waited for, so the number is not another's by now.
-        let id = self.0.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        if let Some(id) = id {
+impl Group {
+    /// Waits until the leader has ended. It is not waited for by wait(2) yet, so that its number,
+    /// which is that of the group, is nobody else's.
+    async fn ended(&self) -> io::Result<()> {
+        let Some(id) = self.id() else { return Ok(()) };
+        let leader = pidfd_open(id, PidfdFlags::NONBLOCK)?;
+        #[expect(deprecated, reason = "its successor is unsafe; the descriptor stays open")]
+        let leader = AsyncFd::new(leader)?;
+        // It can be read from once the process has ended (pidfd_open(2)).
+        leader.readable().await.map(drop)
+    }
+
+    fn kill(&self) {
+        if let Some(id) = self.id() {
             _ = kill_process_group(id, Signal::KILL);
         }
+    }
+
+    /// `None` once the leader was waited for: the number may be another's by now.
+    fn id(&self) -> Option<Pid> {
+        self.0.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -159,6 +187,20 @@ mod tests {
         let begun = Instant::now();
         assert!(matches!(run(program), Err(NotRun::TookTooLong(_))));
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(!file.exists(), "a child lives on");
+    }
+
+    #[test]
+    fn what_a_program_leaves_in_the_background_is_killed_when_it_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("alive");
+        // It holds the standard input of the program, too, and does not read it.
+        let text = format!("(sleep 1; touch {}) & exit 5", file.display());
+        let begun = Instant::now();
+        let status = run(shell(&text).reading(vec![0; 1 << 20])).unwrap();
+        assert_eq!(status.code(), Some(5));
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
         std::thread::sleep(Duration::from_millis(1500));
         assert!(!file.exists(), "a child lives on");
     }

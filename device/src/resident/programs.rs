@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 
 use assay_wire::{DeviceId, MAX_MESSAGE, MAX_SHOWN, printable};
 use tokio::sync::mpsc;
@@ -35,6 +36,16 @@ pub(super) struct Programs {
     renewed: Queue,
     command: Queue,
     configuration: Queue,
+    too_long: TooLong,
+}
+
+/// Commands that are too long: anybody who may send commands can send many of them.
+#[derive(Default)]
+struct TooLong {
+    /// When people were told of one.
+    told: Option<Instant>,
+    /// How many came since.
+    untold: u64,
 }
 
 struct Queue {
@@ -58,12 +69,18 @@ impl Programs {
         let renewed = Queue::new(on_renewed, 1);
         let command = Queue::new(on_command, COMMANDS);
         let configuration = Queue::new(on_configuration, 1);
-        Self { state, reports, renewed, command, configuration }
+        let too_long = TooLong::default();
+        Self { state, reports, renewed, command, configuration, too_long }
     }
 
     /// Runs the program for this now, or when it is its turn. Returns a line for people if that
     /// will not be.
-    pub(super) fn on(&mut self, device_id: DeviceId, occasion: Occasion) -> Option<String> {
+    pub(super) fn on(
+        &mut self,
+        device_id: DeviceId,
+        occasion: Occasion,
+        now: Instant,
+    ) -> Option<String> {
         let queue = self.queue(&occasion);
         if queue.command.is_empty() {
             return None;
@@ -71,10 +88,7 @@ impl Programs {
         if let Occasion::Command { name, payload } = &occasion
             && payload.len() > MAX_COMMAND
         {
-            let (name, length) = (shown(name), payload.len());
-            return Some(format!(
-                "command {name} of {length} bytes is not run: the limit is {MAX_COMMAND}"
-            ));
+            return self.too_long.next(name, payload.len(), now);
         }
         if matches!(occasion, Occasion::Configuration(_)) {
             // Only the newest counts.
@@ -163,6 +177,25 @@ impl Programs {
     }
 }
 
+impl TooLong {
+    /// A line a minute, for one of them and for how many others came.
+    fn next(&mut self, name: &str, length: usize, now: Instant) -> Option<String> {
+        if self.told.is_some_and(|told| now.duration_since(told) < TELL_AGAIN) {
+            self.untold += 1;
+            return None;
+        }
+        self.told = Some(now);
+        let others = match std::mem::take(&mut self.untold) {
+            0 => String::new(),
+            others => format!("; nor were {others} others since the last line"),
+        };
+        let name = shown(name);
+        Some(format!(
+            "command {name} of {length} bytes is not run: the limit is {MAX_COMMAND}{others}"
+        ))
+    }
+}
+
 impl Queue {
     fn new(command: Vec<String>, most_waiting: usize) -> Self {
         Self { command, most_waiting, is_running: false, waiting: VecDeque::new(), dropped: 0 }
@@ -177,5 +210,32 @@ fn shown(name: &str) -> String {
 /// The longest command, in bytes: that of the protocol's own messages. The broker drops what does
 /// not fit into the packets that the agent says it takes, which are a little longer.
 const MAX_COMMAND: usize = MAX_MESSAGE;
+/// How often people are told of commands that are too long.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// Commands that wait for their turn. With the longest ones that is a quarter of a megabyte.
 const COMMANDS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_that_are_too_long_are_told_of_once_a_minute_with_their_number() {
+        let (reports, _heard) = mpsc::channel(1);
+        let command = vec!["/bin/false".to_owned()];
+        let mut programs = Programs::new("/state".into(), vec![], command, vec![], reports);
+        let begun = Instant::now();
+        let mut told = |seconds| {
+            let payload = vec![0; MAX_COMMAND + 1];
+            let occasion = Occasion::Command { name: "flood".into(), payload };
+            let now = begun + Duration::from_secs(seconds);
+            programs.on("pump-1".parse().unwrap(), occasion, now)
+        };
+        assert!(told(0).unwrap().ends_with(&format!("the limit is {MAX_COMMAND}")));
+        for second in 1..60 {
+            assert_eq!(told(second), None);
+        }
+        assert!(told(60).unwrap().ends_with("nor were 59 others since the last line"));
+        assert_eq!(told(61), None);
+    }
+}

@@ -13,7 +13,7 @@ pub(crate) enum Service {
     /// Make the next service CA, under the newest root: identities that are made or renewed from now
     /// on are of it
     New(New),
-    /// Drop the old service CA, once no identity needs it
+    /// Drop the old service CA, once no certificate of it is good
     Retire(Retire),
 }
 
@@ -23,7 +23,8 @@ Examples:
   assay --dir ca service new
   assay --dir ca identity renew server && assay --dir ca identity renew worker
   systemctl reload assay
-  assay --dir ca service retire          # once `identity list` shows no old ones")]
+  assay --dir ca identity revoke --old server     # and so on, once nobody uses the old ones
+  assay --dir ca service retire")]
 pub(crate) struct New {
     /// The root's key [default: that of the newest root in the CA's directory]
     #[arg(long, value_name = "FILE")]
@@ -32,7 +33,7 @@ pub(crate) struct New {
 
 #[derive(Args)]
 pub(crate) struct Retire {
-    /// Even if it certified identities that were not renewed since
+    /// Even if certificates of it are good
     #[arg(long)]
     force: bool,
 }
@@ -45,8 +46,8 @@ impl Service {
                 let name = services::make(directory, root_key.as_deref(), now)?;
                 eprintln!("made {name}.pem and {name}.key");
                 eprintln!(
-                    "  renew the identities (assay identity renew NAME); the old certificates are \
-                     good until `assay service retire`"
+                    "  renew the identities (assay identity renew NAME), and revoke the old \
+                     certificates once nobody uses them (assay identity revoke --old NAME)"
                 );
             }
             Self::Retire(Retire { force }) => {

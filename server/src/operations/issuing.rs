@@ -14,11 +14,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use time::{Duration, OffsetDateTime};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::ca::key_id;
 use crate::directory::Directory;
-use crate::expiry::{Ending, WARN_OF_CA_BEFORE, What, needs_next};
+use crate::expiry::{Ending, WARN_OF_CA_BEFORE, What, ends_of, needs_next};
 use crate::issuing_files::{self, Files, IssuingName, PENDING};
 use crate::new_files::{PUBLIC, SECRET, pem_of};
 use crate::random::random;
@@ -81,6 +80,7 @@ pub struct Request {
 pub fn request(directory: &Directory, again: bool, now: OffsetDateTime) -> Result<Request> {
     let files = Files::open(directory.path())?;
     let [key_file, request_file] = ["key", "csr"].map(|kind| format!("{PENDING}.{kind}"));
+    files.drop_used()?;
     if again {
         files.remove(&request_file)?;
         files.remove(&key_file)?;
@@ -107,7 +107,8 @@ pub fn request(directory: &Directory, again: bool, now: OffsetDateTime) -> Resul
 }
 
 /// Puts a certificate into its place that was made for a key that waits, to be used from this time
-/// on. `file` is in any encoding; it may hold other certificates besides.
+/// on. `file` is in any encoding; it may hold other certificates besides. It may be cut short at
+/// any point, and run again.
 ///
 /// # Errors
 /// It is for another key, it would make no good issuing CA, the time is past or taken, or the files
@@ -119,6 +120,7 @@ pub fn install(
     now: OffsetDateTime,
 ) -> Result<InPlace> {
     let files = Files::open(directory.path())?;
+    files.drop_used()?;
     let certificates = certificates_in(file)?;
     let waiting = issuing_files::waiting(directory.path())?;
     for holder in &waiting {
@@ -208,7 +210,14 @@ pub fn list(directory: &Directory, now: OffsetDateTime) -> Result<Vec<Row>> {
             Ordering::Equal => State::InUse,
             Ordering::Greater => State::Next,
         };
-        let certificate = match directory.issuer_called(*name) {
+        // It is used from then on, whatever its certificate says; a worker refuses one that is not
+        // valid then.
+        let used = name.used_from().map_or(now, |from| from.max(now));
+        let issuer = directory.issuer_called(*name).and_then(|issuer| match state {
+            State::Old | State::Unfinished => Ok(issuer),
+            State::InUse | State::Next => Ok(issuer.valid_at(used)?),
+        });
+        let certificate = match issuer {
             Ok(issuer) => {
                 let until = names.get(position + 1).and_then(|next| next.used_from());
                 let at_work = (name.used_from(), until);
@@ -327,11 +336,6 @@ pub fn ending(directory: &Directory, now: OffsetDateTime) -> Result<Vec<Ending>>
     Ok(found.map(|(what, ends)| Ending { what, not_after: ends.unix_timestamp() }).collect())
 }
 
-fn ends_of(certificate: &[u8]) -> Option<OffsetDateTime> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    Some(certificate.validity().not_after.to_datetime())
-}
-
 /// The certificates of this issuer that are in force. Of one that waits, only its device and the
 /// ticket key say who signed it, so those count that were issued while this issuer was at work, and
 /// a day before and after.
@@ -448,6 +452,71 @@ pub const AHEAD: Duration = Duration::days(7);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A CA, a key of its that waits, and the certificate that the root made for it.
+    fn requested(parent: &tempfile::TempDir, now: OffsetDateTime) -> (Directory, String) {
+        let path = parent.path().join("ca");
+        Directory::create(&path, "Test", &[]).unwrap();
+        let directory = Directory::open(&path).unwrap();
+        let root = directory.root_authority(None).unwrap();
+        let pair = root.issuing_called("Next", now, &mut random()).unwrap().to_pem();
+        std::fs::write(path.join(format!("{PENDING}.key")), pair.key.as_bytes()).unwrap();
+        std::fs::write(path.join(format!("{PENDING}.csr")), "request").unwrap();
+        (directory, pair.certificate)
+    }
+
+    /// Whatever had happened before it was cut short, no key waits that is used.
+    #[test]
+    fn installation_that_was_cut_short_is_finished_by_the_next_and_its_key_is_not_used_again() {
+        for linked in [false, true] {
+            let parent = tempfile::tempdir().unwrap();
+            let now = OffsetDateTime::now_utc();
+            let (directory, certificate) = requested(&parent, now);
+            let (path, name) = (directory.path(), IssuingName::from(now + Duration::DAY));
+            let pending = ["key", "csr"].map(|kind| path.join(format!("{PENDING}.{kind}")));
+            if linked {
+                std::fs::hard_link(&pending[0], path.join(name.key())).unwrap();
+                assert_eq!(issuing_files::waiting(path).unwrap(), [name.to_string()]);
+            }
+            let key = std::fs::read(&pending[0]).unwrap();
+            install(&directory, certificate.as_bytes(), now + Duration::DAY, now).unwrap();
+            assert!(pending.iter().all(|file| !file.exists()), "{linked}");
+            assert_eq!(std::fs::read(path.join(name.key())).unwrap(), key);
+            let rows = list(&directory, now).unwrap();
+            assert_eq!(
+                rows.iter().map(|row| row.state).collect::<Vec<_>>(),
+                [State::InUse, State::Next]
+            );
+
+            // It was cut short after all but the last step.
+            std::fs::write(&pending[0], &key).unwrap();
+            std::fs::write(&pending[1], "request").unwrap();
+            assert_eq!(issuing_files::waiting(path).unwrap(), [""; 0]);
+            let next = request(&directory, false, now).unwrap();
+            assert!(next.is_new, "a request for a key that is used");
+            assert_ne!(std::fs::read(&pending[0]).unwrap(), key);
+        }
+    }
+
+    #[test]
+    fn issuing_ca_that_is_not_valid_when_it_is_used_is_listed_with_the_reason() {
+        let parent = tempfile::tempdir().unwrap();
+        let now = OffsetDateTime::now_utc();
+        let (directory, certificate) = requested(&parent, now);
+        install(&directory, certificate.as_bytes(), now + Duration::DAY, now).unwrap();
+        let [of, to] = [now + Duration::DAY, now + 9000 * Duration::DAY].map(IssuingName::from);
+        let refused = |directory: &Directory, at| {
+            let rows = list(directory, at).unwrap();
+            rows.last().unwrap().certificate.clone().unwrap().err()
+        };
+        assert_eq!(refused(&directory, now), None);
+        // Somebody gave its files another time.
+        for (from, to) in [(of.key(), to.key()), (of.certificate(), to.certificate())] {
+            std::fs::rename(directory.path().join(from), directory.path().join(to)).unwrap();
+        }
+        let reason = refused(&directory, now).unwrap();
+        assert!(reason.contains("is not valid at"), "{reason}");
+    }
 
     #[test]
     fn names_do_not_grow_with_each_rotation() {

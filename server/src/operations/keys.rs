@@ -228,6 +228,23 @@ mod tests {
         assert_eq!(roles(&directory, late)[0], ("ticket.key".into(), Role::InUse));
     }
 
+    /// Between reading the directory and reading the file, the file got another name.
+    #[test]
+    fn whoever_reads_the_keys_while_one_is_retired_gets_the_one_in_use() {
+        let parent = tempfile::tempdir().unwrap();
+        let (directory, now) = (directory(&parent), now());
+        let kind = SharedSecret::Master;
+        let file = rotate(&directory, kind, now, now).unwrap();
+        let new = fs::read(directory.path().join(file)).unwrap();
+        let listed = directory.next_secret(kind).unwrap();
+        retire(&directory, kind, true, now).unwrap();
+        let keys = directory.beside(kind, listed, |key| key).unwrap();
+        assert_eq!(keys.in_use(now)[..], new);
+        // One that is gone for another reason is an error.
+        fs::write(directory.path().join(kind.file(listed)), "short").unwrap();
+        assert!(directory.beside(kind, listed, |key| key).is_err());
+    }
+
     #[test]
     fn ticket_key_is_needed_while_a_certificate_waits_that_it_encrypted() {
         let parent = tempfile::tempdir().unwrap();

@@ -64,7 +64,7 @@ pub fn restore(
         "the backup is of {backed_up_at}, and the clock of this machine says {now}: set the clock"
     );
     empty_directory(directory, |new, kept| {
-        let staging = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let staging = new.staging().context("cannot make a directory to unpack to")?;
         let staged = |name: &str| staging.path().join(name);
         let unpacked = backup_file::read(file, identities, &mut |member, content| {
             let to = staged(&member.name);
@@ -106,7 +106,7 @@ pub fn restore(
         };
         // So that nothing is left in a log beside the file.
         drop(store);
-        let held = Directory::open(staging.path())?;
+        let held = Directory::open(&staging.path())?;
         held.ca().context("the keys in the backup")?;
         // Whoever can write the file can put another one in its place: its settings must not say
         // who gets the record, nor which password file is read for that.
@@ -183,7 +183,7 @@ pub fn resume(directory: &Directory, lists: &[PathBuf], now: OffsetDateTime) -> 
     };
     let mut read = Vec::new();
     for file in lists {
-        let lists = read_lists(directory, file)
+        let lists = read_lists(directory, file, now)
             .with_context(|| format!("{} cannot be used", file.display()))?;
         for (list, issued_at) in lists {
             ensure!(
@@ -214,13 +214,17 @@ pub fn resume(directory: &Directory, lists: &[PathBuf], now: OffsetDateTime) -> 
 }
 
 /// The lists in a file: one in DER, or any number in PEM.
-fn read_lists(directory: &Directory, file: &Path) -> Result<Vec<(PublishedList, OffsetDateTime)>> {
+fn read_lists(
+    directory: &Directory,
+    file: &Path,
+    now: OffsetDateTime,
+) -> Result<Vec<(PublishedList, OffsetDateTime)>> {
     let content = fs::read(file)?;
     let ders = match pem::parse_many(&content) {
         Ok(pems) if !pems.is_empty() => pems.into_iter().map(Pem::into_contents).collect(),
         _ => vec![content],
     };
-    let (issuing, services) = (directory.issuers()?, directory.service_issuers()?);
+    let (issuing, services) = (directory.issuers()?, directory.service_issuers(now)?);
     let issuing = issuing.all().iter().map(|it| (ListedAre::Devices, &*it.issuer));
     let issuers: Vec<_> =
         issuing.chain(services.iter().map(|it| (ListedAre::Identities, it))).collect();

@@ -1,10 +1,10 @@
 //! Roots: the next one is made, on this machine or on another one, and the old one goes.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use assay_ca_core::{Authority, CLOCK_SKEW, Issuer, NewRoot, certificates_in};
+use assay_ca_core::{Authority, CLOCK_SKEW, NewRoot, NotANewRoot, certificates_in};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::OffsetDateTime;
@@ -16,6 +16,7 @@ use crate::issuing_files::Files;
 use crate::new_files::{PUBLIC, SECRET, pem_of};
 use crate::random::random;
 use crate::root_files::{Root, STEM};
+use crate::successor;
 
 /// A root in the CA's directory.
 #[derive(Clone, Debug)]
@@ -109,9 +110,9 @@ fn make_from(old: &CertificateDer<'_>, key: &Path, now: OffsetDateTime) -> Resul
     let pair = new.to_pem();
     let [certificate, crossed] =
         [&pair.certificate, &cross].map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()));
-    // This finds the key of another root, too.
-    _ = NewRoot::check(&certificate?, &crossed?, old)
-        .with_context(|| format!("{} is not this root's key", key.display()))?;
+    // This finds the key of another root, too, and a root that has ended.
+    let made = NewRoot::check(&certificate?, &crossed?, old).and_then(|made| made.valid_at(now));
+    _ = made.with_context(|| format!("{} makes no new root", key.display()))?;
     Ok(Made { certificate: pair.certificate, key: pair.key, cross })
 }
 
@@ -119,7 +120,7 @@ fn make_from(old: &CertificateDer<'_>, key: &Path, now: OffsetDateTime) -> Resul
 /// certified it, in these files. Returns the name of the files.
 ///
 /// # Errors
-/// The files do not hold the two, or there are two roots already.
+/// The files do not hold the two, devices would refuse them now, or there are two roots already.
 pub fn install(directory: &Directory, files: &[PathBuf], now: OffsetDateTime) -> Result<String> {
     let old = only_root(directory)?;
     let mut found = Vec::new();
@@ -128,9 +129,17 @@ pub fn install(directory: &Directory, files: &[PathBuf], now: OffsetDateTime) ->
         found.extend(certificates_in(&content).with_context(|| file.display().to_string())?);
     }
     let pairs = found.iter().flat_map(|new| found.iter().map(move |cross| (new, cross)));
-    let mut good =
-        pairs.filter(|(new, cross)| NewRoot::check(new, cross, &old.certificate).is_ok());
-    let (new, cross) = good.next().context(
+    let (mut good, mut refusal) = (None, NotANewRoot::AnotherRoot);
+    for (new, cross) in pairs.filter(|(new, cross)| new != cross) {
+        let checked = NewRoot::check(new, cross, &old.certificate);
+        match checked.and_then(|checked| checked.valid_at(now)) {
+            Ok(_) => good = Some((new, cross)),
+            // These say that the two do not belong together, as most pairs do not.
+            Err(NotANewRoot::AnotherRoot | NotANewRoot::NotSelfSigned) => {}
+            Err(other) => refusal = other,
+        }
+    }
+    let (new, cross) = good.ok_or(refusal).context(
         "the files do not hold a new root and the certificate with which root.pem certified it; \
          `assay root new --out DIR` makes both: new-root.pem and new-root.cross.pem",
     )?;
@@ -175,34 +184,8 @@ pub fn remove(directory: &Directory, force: bool, now: OffsetDateTime) -> Result
              --force the old one goes now"
         );
     }
-    let path = directory.path();
-    let file = |root: &Root, kind: &str| path.join(format!("{}.{kind}", root.name()));
-    let rename = || -> Result<()> {
-        if file(new, "key").exists() {
-            fs::rename(file(new, "key"), file(old, "key"))?;
-        } else if !is_key_of(new, &file(old, "key")) {
-            remove_file(&file(old, "key"))?;
-        }
-        remove_file(&file(new, "cross.pem"))?;
-        // Last: until then, this command can be run again.
-        fs::rename(file(new, "pem"), file(old, "pem"))?;
-        Ok(File::open(path)?.sync_all()?)
-    };
-    rename().with_context(|| format!("cannot put {}.pem into its place", new.name()))?;
+    successor::take_over(directory.path(), &new.name(), &old.name(), &["cross.pem"])?;
     Ok(asleep)
-}
-
-/// Whether this file has the root's key.
-fn is_key_of(root: &Root, file: &Path) -> bool {
-    let key = fs::read_to_string(file).map(Zeroizing::new);
-    key.is_ok_and(|key| Issuer::from_pem(&pem_of("CERTIFICATE", &root.certificate), &key).is_ok())
-}
-
-fn remove_file(file: &Path) -> std::io::Result<()> {
-    match fs::remove_file(file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 fn only_root(directory: &Directory) -> Result<Root> {
@@ -277,6 +260,9 @@ mod tests {
         let files = ["new-root.pem", "new-root.cross.pem"].map(|file| out.join(file));
         let other = Directory::open(&other).unwrap();
         assert!(install(&other, &files[..1], now).is_err());
+        // A device would refuse it yet, and nobody would notice.
+        let early = install(&other, &files, now - Duration::DAY).unwrap_err();
+        assert!(format!("{early:#}").contains("is not valid at"), "{early:#}");
         install(&other, &files, now).unwrap();
         assert_eq!(other.roots().unwrap().len(), 2);
         // Only the old key is here.
@@ -285,6 +271,19 @@ mod tests {
         let key = out.join("new-root.key");
         let authority = other.root_authority(Some(&key)).unwrap().to_pem().certificate;
         assert_ne!(authority, fs::read_to_string(other.path().join("root.pem")).unwrap());
+    }
+
+    /// It would certify a new root that no device takes.
+    #[test]
+    fn root_that_has_ended_makes_no_new_one() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("ca");
+        Directory::create(&path, "Test", &[]).unwrap();
+        let (directory, now) = (Directory::open(&path).unwrap(), OffsetDateTime::now_utc());
+        let late = now + 21 * 366 * Duration::DAY;
+        let refused = make(&directory, None, late).unwrap_err();
+        assert!(format!("{refused:#}").contains("is not valid at"), "{refused:#}");
+        assert_eq!(directory.roots().unwrap().len(), 1);
     }
 
     #[test]

@@ -2,15 +2,16 @@
 //! revocation lists, and which configurations are new. It does so when they change, before a list
 //! is out of date, and to each new broker.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_ca_core::{Issuer, REVOCATION_LIST_LIFETIME};
-use assay_wire::Topic;
+use assay_wire::{KeyId, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::Outfit;
 use super::outbox::Outbox;
@@ -27,6 +28,7 @@ pub(super) fn run(
     outbox: &Outbox,
 ) {
     let mut published: Option<Published> = None;
+    let mut listed = BTreeSet::new();
     let mut newest: Option<u64> = None;
     // Before the first connection there is nobody to publish to.
     if arrived.recv().is_err() {
@@ -45,8 +47,11 @@ pub(super) fn run(
         let ca = Arc::clone(&outfit.borrow().ca);
         // Another CA signs another list.
         let last = published.as_ref().filter(|published| Arc::ptr_eq(&published.ca, &ca));
-        match publish(ca, &mut *store, last, outbox, now) {
-            Ok(Some(now_published)) => published = Some(now_published),
+        match publish(ca, &mut *store, last, &listed, outbox, now) {
+            Ok(Some(now_published)) => {
+                listed.extend(now_published.listed.iter().cloned());
+                published = Some(now_published);
+            }
             Ok(None) => {}
             Err(refusal) => {
                 error!(error = %refusal, "the revocation lists could not be published; trying again")
@@ -66,8 +71,8 @@ pub(super) fn run(
     }
 }
 
-/// Tells devices what changed since `last` was the newest revision. Returns the newest one. As long
-/// as there never was a configuration, there is nothing to tell.
+/// Tells devices what changed since `last` was the newest revision. Returns the newest one that
+/// they were told of. As long as there never was a configuration, there is nothing to tell.
 fn publish_news(
     store: &mut dyn Store,
     last: Option<u64>,
@@ -77,7 +82,9 @@ fn publish_news(
     if newest > 0 && last != Some(newest) {
         let ConfigurationChanges { mut news, devices } = store.configuration_changes()?;
         news.spread = u32::try_from(devices / REQUESTS_A_SECOND).unwrap_or(u32::MAX);
-        outbox.proclaim(Topic::Configuration(outbox.scope.clone()), news.encode());
+        if !outbox.proclaim(Topic::Configuration(outbox.scope.clone()), news.encode()) {
+            return Ok(last);
+        }
     }
     Ok(Some(newest))
 }
@@ -88,6 +95,8 @@ struct Published {
     ca: Arc<Ca>,
     /// The issuing CA whose list is the first.
     in_use: Arc<Issuer>,
+    /// The issuing CAs that have a list, by their keys.
+    listed: BTreeSet<KeyId>,
     changes: i64,
     at: Instant,
     /// How long it took to make the lists.
@@ -102,11 +111,14 @@ fn is_good_enough(has_changed: bool, age: Duration, took: Duration) -> bool {
     age < if has_changed { rest } else { REVOCATION_LIST_LIFETIME.unsigned_abs() / 2 }
 }
 
-/// Publishes certificates and lists; `None` if the `last` ones are still good.
+/// Publishes certificates and lists; `None` if the `last` ones are still good, or if not all could
+/// be sent. The list of an issuing CA that is among `ever_listed` and signs none any more is
+/// removed from the broker.
 fn publish(
     ca: Arc<Ca>,
     store: &mut dyn Store,
     last: Option<&Published>,
+    ever_listed: &BTreeSet<KeyId>,
     outbox: &Outbox,
     now: OffsetDateTime,
 ) -> Result<Option<Published>, ListError> {
@@ -117,22 +129,35 @@ fn publish(
     {
         return Ok(None);
     }
-    let began = Instant::now();
+    // The certificates, the list of the one in use, and a list or its removal for each.
+    if !outbox.has_room_for(2 + ca.issuers.all().len() + ever_listed.len()) {
+        debug!("the revocation lists wait until the broker has taken what was sent before");
+        return Ok(None);
+    }
+    let (began, mut is_sent) = (Instant::now(), true);
     // A subscriber of another CA's or of none: whoever verifies a list needs its issuer.
     if last.is_none() {
         let certificates = ca.certificates.clone().into_bytes();
-        proclaim(outbox, Topic::Chain(outbox.scope.clone()), certificates);
+        is_sent &= proclaim(outbox, Topic::Chain(outbox.scope.clone()), certificates);
     }
+    let mut listed = BTreeSet::new();
     for SignedList { key_id, in_use, der } in ca.revocation_lists(store, MAX_LIST, now)? {
         if in_use {
-            proclaim(outbox, Topic::Crl(outbox.scope.clone()), der.clone());
+            is_sent &= proclaim(outbox, Topic::Crl(outbox.scope.clone()), der.clone());
         }
-        proclaim(outbox, Topic::CrlOf(outbox.scope.clone(), key_id), der);
+        is_sent &= proclaim(outbox, Topic::CrlOf(outbox.scope.clone(), key_id.clone()), der);
+        listed.insert(key_id);
     }
-    Ok(Some(Published { ca, in_use, changes, at: Instant::now(), took: began.elapsed() }))
+    let was_there = |key_id: &&KeyId| last.is_none_or(|last| last.listed.contains(*key_id));
+    for key_id in ever_listed.difference(&listed).filter(was_there) {
+        is_sent &= proclaim(outbox, Topic::CrlOf(outbox.scope.clone(), key_id.clone()), Vec::new());
+    }
+    let (at, took) = (Instant::now(), began.elapsed());
+    Ok(is_sent.then_some(Published { ca, in_use, listed, changes, at, took }))
 }
 
-fn proclaim(outbox: &Outbox, topic: Topic, content: Vec<u8>) {
+/// Returns `false` if it is to be tried again.
+fn proclaim(outbox: &Outbox, topic: Topic, content: Vec<u8>) -> bool {
     if content.len() > MAX_LIST {
         warn!(
             %topic,
@@ -140,9 +165,9 @@ fn proclaim(outbox: &Outbox, topic: Topic, content: Vec<u8>) {
             limit = MAX_LIST,
             "too long for one message; `assay crl` writes a revocation list to a file"
         );
-    } else {
-        outbox.proclaim(topic, content);
+        return true;
     }
+    outbox.proclaim(topic, content)
 }
 
 /// As many devices as should ask for a new configuration in a second, out of the two thousand that
@@ -160,7 +185,100 @@ pub const MAX_LIST: usize = 63 * 1024;
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
+    use super::super::outbox::Letter;
     use super::*;
+    use crate::directory::Directory;
+    use crate::operations::{configurations, issuing};
+
+    /// A CA, and a broker that takes so many letters and then none.
+    struct Case {
+        directory: Directory,
+        store: Box<dyn Store>,
+        outbox: Outbox,
+        letters: mpsc::Receiver<Letter>,
+        _parent: tempfile::TempDir,
+    }
+
+    impl Case {
+        fn new(room: usize) -> Self {
+            let parent = tempfile::tempdir().unwrap();
+            Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+            let directory = Directory::open(&parent.path().join("ca")).unwrap();
+            let (sender, letters) = mpsc::channel(room);
+            let outbox = Outbox::new(directory.config().scope.clone(), sender);
+            let store = directory.store().unwrap();
+            Self { directory, store, outbox, letters, _parent: parent }
+        }
+
+        fn publish(
+            &mut self,
+            last: Option<&Published>,
+            ever_listed: &BTreeSet<KeyId>,
+        ) -> Option<Published> {
+            let ca = Arc::new(self.directory.ca().unwrap());
+            let now = OffsetDateTime::now_utc();
+            publish(ca, &mut *self.store, last, ever_listed, &self.outbox, now).unwrap()
+        }
+
+        /// The topics on which something is retained, and whether it is removed.
+        fn sent(&mut self) -> Vec<(String, bool)> {
+            let letters = std::iter::from_fn(|| self.letters.try_recv().ok());
+            let retained = letters.filter_map(|letter| {
+                let (topic, content) = letter.retained()?;
+                Some((topic, content.is_empty()))
+            });
+            retained.collect()
+        }
+    }
+
+    #[test]
+    fn list_of_an_issuing_ca_that_was_removed_is_removed_from_the_broker() {
+        let mut case = Case::new(32);
+        let now = OffsetDateTime::now_utc();
+        let next = issuing::make(&case.directory, now + time::Duration::DAY, None, now).unwrap();
+        let topic = format!("ca/v1/default/crl/{}", next.key_id);
+        let first = case.publish(None, &BTreeSet::new()).unwrap();
+        assert!(case.sent().contains(&(topic.clone(), false)));
+        assert_eq!(first.listed.len(), 2);
+
+        issuing::remove(&case.directory, &next.name.to_string(), false, now).unwrap();
+        let second = case.publish(None, &first.listed).unwrap();
+        assert!(case.sent().contains(&(topic.clone(), true)));
+        // Once, unless a broker comes that may have it.
+        let aged = Published { changes: -1, took: Duration::ZERO, ..second };
+        assert!(case.publish(Some(&aged), &first.listed).is_some());
+        assert!(case.sent().iter().all(|(_, is_removed)| !is_removed));
+        case.publish(None, &first.listed).unwrap();
+        assert!(case.sent().contains(&(topic, true)));
+    }
+
+    #[test]
+    fn what_the_broker_has_no_room_for_counts_as_not_published() {
+        let mut case = Case::new(2);
+        assert!(case.publish(None, &BTreeSet::new()).is_none());
+        assert_eq!(case.sent(), [], "no list is signed that nobody takes");
+        let topic = || Topic::Chain(case.outbox.scope.clone());
+        assert!(proclaim(&case.outbox, topic(), vec![7]));
+        assert!(proclaim(&case.outbox, topic(), vec![7]));
+        assert!(!proclaim(&case.outbox, topic(), vec![7]));
+
+        let document = configurations::Document::read(b"{}".to_vec()).unwrap();
+        let now = OffsetDateTime::now_utc();
+        let newest = configurations::set(&case.directory, None, &document, now).unwrap();
+        let news = |case: &mut Case| publish_news(&mut *case.store, Some(0), &case.outbox).unwrap();
+        assert_eq!(news(&mut case), Some(0));
+        case.sent();
+        assert_eq!(news(&mut case), Some(newest));
+    }
+
+    #[test]
+    fn a_store_that_stood_still_once_holds_no_revocation_back_for_more_than_a_minute() {
+        let stood_still = Duration::from_hours(1);
+        assert!(is_good_enough(true, Duration::from_secs(59), stood_still));
+        assert!(!is_good_enough(true, Duration::from_secs(60), stood_still));
+    }
 
     #[test]
     fn a_list_that_takes_long_is_made_less_often() {

@@ -46,6 +46,12 @@ impl Letter {
         let message = self.message.as_ref()?;
         Reply::decode(&message.payload).ok().map(|reply| reply.body)
     }
+
+    /// The topic and the content, if it is retained.
+    pub(super) fn retained(&self) -> Option<(String, &[u8])> {
+        let message = self.message.as_ref().filter(|message| message.retain)?;
+        Some((message.topic.to_string(), &message.payload))
+    }
 }
 
 impl Outbox {
@@ -76,12 +82,20 @@ impl Outbox {
         });
     }
 
-    /// Publishes a retained message: for all subscribers, and for those who come later.
-    pub(super) fn proclaim(&self, topic: Topic, payload: Vec<u8>) {
-        self.post(Letter {
-            message: Some(Message { topic, payload, retain: true }),
-            cause: self.own(),
-        });
+    /// Publishes a retained message: for all subscribers, and for those who come later. An empty
+    /// one removes what is retained (MQTT 5 §3.3.1.3).
+    ///
+    /// Returns `false` if there is no room for it now: nobody asks for it again, so the caller
+    /// tries again.
+    #[must_use]
+    pub(super) fn proclaim(&self, topic: Topic, payload: Vec<u8>) -> bool {
+        let message = Some(Message { topic, payload, retain: true });
+        self.letters.try_send(Letter { message, cause: self.own() }).is_ok()
+    }
+
+    /// Whether so many letters have room now.
+    pub(super) fn has_room_for(&self, letters: usize) -> bool {
+        self.letters.capacity() >= letters
     }
 
     fn own(&self) -> Cause {

@@ -6,7 +6,8 @@ use time::OffsetDateTime;
 use super::columns::{parsed, time};
 use super::connection::Postgres;
 use crate::configurations::{
-    ConfigurationChanges, ConfigurationRow, DueConfiguration, device, due, key, news, revision,
+    ConfigurationChanges, ConfigurationRow, DueConfiguration, device, due, key, least_revision,
+    news, revision,
 };
 use crate::error::StoreError;
 
@@ -22,7 +23,7 @@ impl Postgres {
             if document.is_none() && !session.query_one(EXISTS, &[&key])?.get::<_, bool>(0) {
                 return Ok(None);
             }
-            let next: i64 = session.query_one(NEXT, &[])?.get(0);
+            let next: i64 = session.query_one(NEXT, &[&least_revision(now)])?.get(0);
             session.execute(PUT, &[&key, &next, &document, &now.unix_timestamp()])?;
             revision(next).map(Some)
         })
@@ -76,7 +77,8 @@ impl Postgres {
 
 const EXISTS: &str = "SELECT EXISTS (SELECT FROM configurations
     WHERE device_id = $1 AND document IS NOT NULL)";
-const NEXT: &str = "UPDATE configuration_revisions SET newest = newest + 1 RETURNING newest";
+const NEXT: &str = "UPDATE configuration_revisions SET newest = greatest(newest + 1, $1)
+    RETURNING newest";
 const PUT: &str = "INSERT INTO configurations (device_id, revision, document, set_at)
     VALUES ($1, $2, $3, $4)
     ON CONFLICT (device_id) DO UPDATE SET revision = $2, document = $3, set_at = $4";

@@ -7,7 +7,8 @@ use time::OffsetDateTime;
 use super::columns::time;
 use super::connection::Sqlite;
 use crate::configurations::{
-    ConfigurationChanges, ConfigurationRow, DueConfiguration, device, due, key, news, revision,
+    ConfigurationChanges, ConfigurationRow, DueConfiguration, device, due, key, least_revision,
+    news, revision,
 };
 use crate::error::StoreError;
 
@@ -30,8 +31,10 @@ impl Sqlite {
             if document.is_none() && !is_there {
                 return Ok(None);
             }
-            let next = "UPDATE configuration_revisions SET newest = newest + 1 RETURNING newest";
-            let next: i64 = transaction.0.query_row(next, [], |row| row.get(0))?;
+            let next = "UPDATE configuration_revisions SET newest = max(newest + 1, ?1)
+                        RETURNING newest";
+            let next: i64 =
+                transaction.0.query_row(next, [least_revision(now)], |row| row.get(0))?;
             transaction.0.execute(
                 "INSERT INTO configurations (device_id, revision, document, set_at)
                  VALUES (?1, ?2, ?3, ?4)

@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 use super::columns::{optional_time, time};
 use super::connection::{Sqlite, Transaction};
+use crate::configurations::least_revision;
 use crate::epoch::{
     Epoch, HELD, ListedAre, PublishedList, Raised, Restored, SharedKeys, TakenOver, list_number,
     status,
@@ -63,13 +64,13 @@ impl Sqlite {
                 [now.unix_timestamp() * 1_000_000],
             )?;
             // A device keeps a document that it got between the backup and now, unless what it gets
-            // later has a higher revision. Revisions grow by less than one a microsecond too.
+            // later has a higher revision.
             let next = "UPDATE configuration_revisions SET newest = max(newest + 1, ?1)
                         RETURNING newest";
             let was: i64 =
                 connection.query_row("SELECT newest FROM configuration_revisions", [], |row| row.get(0))?;
             let next: i64 =
-                connection.query_row(next, [now.unix_timestamp() * 1_000_000], |row| row.get(0))?;
+                connection.query_row(next, [least_revision(now)], |row| row.get(0))?;
             if was > 0 {
                 connection.execute("UPDATE configurations SET revision = ?1", [next])?;
                 // What was attached to the scope first after the backup is there no more.

@@ -25,6 +25,7 @@ use crate::fixture::{Any, Fixture, on_both};
 on_both! {
     a_configuration_of_a_device_goes_before_the_scopes_and_its_revision_never_goes_back,
     what_changed_last_is_told_and_a_document_that_is_not_there_is_not_removed,
+    revisions_of_configurations_follow_the_clock_and_never_go_back,
     a_backend_has_the_rights_on_record_and_a_change_of_them_is_noticed,
     a_renewed_identity_has_several_certificates_until_the_old_ones_are_revoked,
     a_revoked_identity_is_let_in_no_more_and_is_not_renewed,
@@ -491,6 +492,7 @@ fn a_configuration_of_a_device_goes_before_the_scopes_and_its_revision_never_goe
         store.set_configuration(target, document.map(str::as_bytes), now()).unwrap().unwrap()
     };
     let first = set(None, Some("all"));
+    assert_eq!(first, microseconds(now()));
     let own = set(Some(&one), Some("own"));
     let third = set(None, Some("all again"));
     assert!(first < own && own < third);
@@ -503,6 +505,7 @@ fn a_configuration_of_a_device_goes_before_the_scopes_and_its_revision_never_goe
     assert_eq!(due(&mut store, &one), (fourth, Some("all again".into())));
     let mut remove = |target| store.set_configuration(target, None, now()).unwrap().unwrap();
     let fifth = remove(None);
+    assert_eq!(fifth, first + 4);
     assert_eq!(due(&mut store, &one), (fifth, None));
     assert_eq!(store.newest_configuration().unwrap(), fifth);
     let rows = store.configurations().unwrap();
@@ -524,11 +527,29 @@ fn what_changed_last_is_told_and_a_document_that_is_not_there_is_not_removed(fix
         store.set_configuration(Some(&target), Some(b"{}"), now()).unwrap();
     }
     let ConfigurationChanges { news, devices } = store.configuration_changes().unwrap();
-    assert_eq!((devices, news.devices.len(), news.newest()), (1, 32, 40));
+    let before = microseconds(now()) - 1;
+    assert_eq!((devices, news.devices.len(), news.newest()), (1, 32, before + 40));
     // It does not name pump-8, so that one has to ask.
-    assert_eq!((news.newest_for(&id("pump-9")), news.newest_for(&id("pump-8"))), (9, 8));
+    let newest_for = |pump| news.newest_for(&id(pump));
+    assert_eq!((newest_for("pump-9"), newest_for("pump-8")), (before + 9, before + 8));
     store.set_configuration(None, Some(b"{}"), now()).unwrap();
-    assert_eq!(store.configuration_changes().unwrap().news.for_all, 41);
+    assert_eq!(store.configuration_changes().unwrap().news.for_all, before + 41);
+}
+
+/// A device that was given a forged revision takes none below it.
+fn revisions_of_configurations_follow_the_clock_and_never_go_back(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let mut set = |at| store.set_configuration(None, Some(b"{}"), at).unwrap().unwrap();
+    let first = set(now());
+    let later = now() + Duration::DAY + Duration::MICROSECOND;
+    assert_eq!(set(later), microseconds(now()) + 86_400_000_001);
+    // A clock that went back.
+    assert_eq!(set(now()), microseconds(later) + 1);
+    assert_eq!(first, microseconds(now()));
+}
+
+fn microseconds(time: OffsetDateTime) -> u64 {
+    u64::try_from(time.unix_timestamp_nanos() / 1_000).unwrap()
 }
 
 fn a_backend_has_the_rights_on_record_and_a_change_of_them_is_noticed(fixture: &Fixture) {

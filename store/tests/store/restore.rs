@@ -45,11 +45,13 @@ fn restored(fixture: &Fixture, shared_keys: SharedKeys) -> (Fixture, Raised) {
 fn a_configuration_after_a_restore_is_newer_than_any_before(fixture: &Fixture) {
     let mut store = fixture.store();
     let one = id("pump-1");
-    store.set_configuration(Some(&one), Some(b"before"), now()).unwrap();
+    let backup = now() - Duration::HOUR;
+    store.set_configuration(Some(&one), Some(b"before"), backup).unwrap();
     let (new, _) = restored(fixture, SharedKeys::Retire);
-    // After the backup.
-    let lost = store.set_configuration(Some(&one), Some(b"lost"), now()).unwrap().unwrap();
-    let lost_of_all = store.set_configuration(None, Some(b"lost"), now()).unwrap().unwrap();
+    // After the backup, and before it is restored.
+    let between = now() - Duration::MILLISECOND;
+    let lost = store.set_configuration(Some(&one), Some(b"lost"), between).unwrap().unwrap();
+    let lost_of_all = store.set_configuration(None, Some(b"lost"), between).unwrap().unwrap();
 
     let mut store = new.store();
     let due = store.configuration(&one).unwrap().unwrap();

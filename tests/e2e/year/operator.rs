@@ -12,6 +12,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::record::text;
 use super::world::World;
+use crate::roots::NEW_ROOT;
 
 /// The next issuing CA is made in this month, and signs from the next month on.
 const ISSUING: u32 = 2;
@@ -30,14 +31,7 @@ pub(super) fn act(world: &World) -> Result<Option<&'static str>> {
             "the next issuing CA is made, for the next month"
         }
         ROOT => {
-            for command in [
-                &["root", "new"][..],
-                &["service", "new"],
-                &["identity", "renew", "server"],
-                &["identity", "renew", "worker"],
-                &["identity", "renew", "operator"],
-                &["issuing", "new", "--from", "now"],
-            ] {
+            for command in NEW_ROOT {
                 world.assay(command)?;
             }
             "a new root takes over, with an issuing CA under it"

@@ -27,6 +27,8 @@ pub(crate) struct FakeCa {
     pub(crate) advice: Option<u64>,
     /// What it sends as a new root.
     pub(crate) new_root: Option<Vec<u8>>,
+    /// What it sends as the operator's document.
+    pub(crate) configuration: Option<Vec<u8>>,
     /// What it answers to every *renew*, in place of its own answer.
     pub(crate) renews_with: Option<Vec<u8>>,
     /// Its clock, in seconds since 1970.
@@ -155,12 +157,9 @@ impl FakeCa {
     fn certificate_reply(&self, certificate: Vec<u8>) -> ReplyBody {
         let chain = vec![certificate.try_into().unwrap()].try_into().unwrap();
         let new_root = self.new_root.clone().map(|root| root.try_into().unwrap());
-        ReplyBody::Certificate(CertificateReply {
-            chain,
-            renew_at: self.advice,
-            configuration: None,
-            new_root,
-        })
+        let configuration = self.configuration.clone().map(|it| it.try_into().unwrap());
+        let renew_at = self.advice;
+        ReplyBody::Certificate(CertificateReply { chain, renew_at, configuration, new_root })
     }
 
     fn certify(&mut self, ik: [u8; 32]) -> Vec<u8> {
@@ -285,12 +284,16 @@ impl FakeCa {
     fn seal(&mut self, ek: &EkId, ik: [u8; 32]) -> ReplyBody {
         let certificate = self.certify(ik);
         let claim = vec![certificate[32]];
+        // The root before certified the new one, which is above the issuing CA.
+        let above = self.new_root.iter().flat_map(|root| [b"issuing".to_vec(), root.clone()]);
+        let chain: Vec<_> =
+            std::iter::once(certificate).chain(above).map(|it| it.try_into().unwrap()).collect();
         let contents = SealedCertificate {
-            chain: vec![certificate.try_into().unwrap()].try_into().unwrap(),
+            chain: chain.try_into().unwrap(),
             ticket: tag32(&[b"ticket", &claim]).into(),
             receipt_sha256: tag32(&[b"digest", &tag32(&[b"receipt", &claim])]),
             renew_at: self.advice,
-            configuration: None,
+            configuration: self.configuration.clone().map(|it| it.try_into().unwrap()),
         }
         .encode();
         let contents = self.contents.clone().unwrap_or(contents);

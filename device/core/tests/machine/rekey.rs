@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use assay_device_core::{
-    Attempt, DEFAULT_IK_HANDLE, Failure, Grant, IkKind, Memory, ProvisionRequest, RenewalOutcome,
-    Step, TpmOperation,
+    AnswerError, Attempt, DEFAULT_IK_HANDLE, Failure, Grant, IkKind, Memory, ProvisionRequest,
+    RenewalOutcome, Step, TpmOperation,
 };
 use assay_wire::{Flow, Problem, ProblemCode};
 
+use crate::ca::LIFETIME;
 use crate::renew::{kinds, provisioned};
 use crate::world::{Fate, World};
 use crate::{request, serial};
@@ -229,6 +230,33 @@ fn rekey_that_cannot_be_ended_now_is_ended_by_a_later_run() {
     let done = world.run(plain()).unwrap().unwrap();
     assert_eq!(done.renewal, Some(RenewalOutcome::Rekeyed));
     assert_rekeyed(&world);
+}
+
+/// The clock of a device without a battery, before somebody has set it.
+#[test]
+fn rekey_is_not_given_up_while_the_clock_is_before_the_new_certificate() {
+    let mut world = unfinished();
+    world.clock_error = -30 * 86_400;
+    let attempt = world.memory.attempt.clone();
+    let failure = world.run(plain()).unwrap().unwrap_err();
+    let is_early = |error: &AnswerError| matches!(error, AnswerError::NotYetValid { .. });
+    assert!(matches!(&failure, Failure::Answer(error) if is_early(error)), "{failure}");
+    assert_eq!(world.memory.attempt, attempt);
+    world.clock_error = 0;
+    let done = world.run(plain()).unwrap().unwrap();
+    assert_eq!(done.renewal, Some(RenewalOutcome::Rekeyed));
+    assert_rekeyed(&world);
+}
+
+#[test]
+fn document_that_comes_with_a_rekey_is_kept() {
+    let mut world = provisioned(Flow::Ticket, 60);
+    world.ca.configuration = Some(b"document".to_vec());
+    world.run(to_rekey()).unwrap().unwrap();
+    let [received] = &world.configurations[..] else { panic!("{:?}", world.configurations) };
+    assert_eq!((&received.signed[..], received.device_id.as_str()), (&b"document"[..], "pump-17"));
+    assert_eq!(received.not_after, world.ca.begins[1] + LIFETIME);
+    assert!(world.steps().contains(&Step::ConfigurationKept(1)));
 }
 
 #[test]

@@ -166,6 +166,16 @@ fn new_root_that_comes_with_a_certificate_is_pinned_before_that_is_verified() {
     }
 }
 
+/// A sealed reply has no field for it.
+#[test]
+fn new_root_that_is_the_last_issuer_of_a_sealed_certificate_is_pinned() {
+    let mut world = World::default();
+    world.ca.new_root = Some(b"root 2".to_vec());
+    world.run(request(Flow::Sealed)).unwrap().unwrap();
+    assert_eq!(world.pinned, [b"root 2"]);
+    assert!(world.steps().contains(&Step::RootPinned("root 2".into())));
+}
+
 #[test]
 fn root_that_is_refused_keeps_no_certificate_from_being_renewed() {
     let mut world = provisioned(Flow::Ticket, RENEWED_AFTER + 60);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use assay_device_core::{
     Action, AnswerError, Attempt, CertificateGrant, Event, Failure, Grant, Machine, Memory,
-    Pinning, ProvisionRequest, Provisioned, Step, TpmOperation, Trouble, VerifiedPath, provision,
+    Pinning, ProvisionRequest, Provisioned, ReceivedConfiguration, Step, TpmOperation, Trouble,
+    VerifiedPath, provision,
 };
 use assay_wire::{Proof, Reply, Request, RequestBody};
 use rustls_pki_types::CertificateDer;
@@ -56,6 +57,8 @@ pub(crate) struct World {
     pub(crate) draws: u8,
     /// The new roots that are pinned.
     pub(crate) pinned: Vec<Vec<u8>>,
+    /// What was given to be verified and kept.
+    pub(crate) configurations: Vec<ReceivedConfiguration>,
 }
 
 impl World {
@@ -147,8 +150,10 @@ impl World {
                 (*found == expected).then(|| contents.to_vec().into())
             })()),
             Action::Digest(bytes) => Event::Digest(tag32(&[b"digest", &bytes])),
-            // These CAs have no documents.
-            Action::Configuration(_) => Event::Configuration(Ok(None)),
+            Action::Configuration(received) => {
+                self.configurations.push(*received);
+                Event::Configuration(Ok(Some(self.configurations.len() as u64)))
+            }
             Action::Draw => {
                 self.draws = self.draws.wrapping_add(1);
                 Event::Random([self.draws; 16])
@@ -271,6 +276,9 @@ fn verify(chain: &[CertificateDer<'_>], clock: u64) -> Result<VerifiedPath, Answ
     let (begins, name) = rest[1..].split_first_chunk().unwrap();
     let (not_before, name) = (u64::from_be_bytes(*begins), str::from_utf8(name).unwrap());
     let not_after = not_before + LIFETIME;
+    if clock < not_before {
+        return Err(AnswerError::NotYetValid { clock, not_before });
+    }
     if clock > not_after {
         return Err(AnswerError::Expired { clock, not_after });
     }
