@@ -146,6 +146,7 @@ impl FakeCa {
                     symmetric_seed: vec![4].try_into().unwrap(),
                     key_public: public.try_into().unwrap(),
                     device_id: "pump-17".parse().unwrap(),
+                    rotate_after: None,
                 })
             }
             _ => ReplyBody::Pong,
