@@ -15,6 +15,7 @@ pub struct Profile {
     backdate: Duration,
     confirm_within: Duration,
     renew_before: Option<Duration>,
+    rotate_after: Option<Duration>,
     flows: Vec<Flow>,
 }
 
@@ -35,6 +36,10 @@ impl Profile {
     /// The shortest time for a renewal. A shorter one would pass while a device that wakes once an
     /// hour sleeps.
     pub const MIN_RENEW_BEFORE: Duration = Duration::hours(1);
+
+    /// The shortest use of a shared key. A device that can be made to ask for the next one more
+    /// often would use up its quota.
+    pub const MIN_ROTATION: Duration = Duration::days(1);
 
     /// Certificates are valid for `validity` from now, and from `backdate` before now because some
     /// devices' clocks are slow.
@@ -72,6 +77,22 @@ impl Profile {
     /// lifetime.
     pub fn renew_before(&self) -> Option<Duration> {
         self.renew_before
+    }
+
+    /// The same profile, in which a shared key is used for this long. With `None`, devices are told
+    /// nothing, and a key that is given again by policy is always the same.
+    pub fn with_rotation(self, rotate_after: Option<Duration>) -> Result<Self, ProfileError> {
+        match rotate_after {
+            Some(found) if !(Self::MIN_ROTATION..=Self::MAX_VALIDITY).contains(&found) => {
+                Err(ProfileError::Rotation { found })
+            }
+            rotate_after => Ok(Self { rotate_after, ..self }),
+        }
+    }
+
+    /// For how long a shared key is used before the device asks for the next one.
+    pub fn rotate_after(&self) -> Option<Duration> {
+        self.rotate_after
     }
 
     /// The flows that are offered.
@@ -118,14 +139,15 @@ impl Profile {
 }
 
 impl Default for Profile {
-    /// 90 days, backdated by five minutes; ten minutes to confirm; the two flows that lead to a
-    /// certificate.
+    /// 90 days, backdated by five minutes; ten minutes to confirm; 90 days for a shared key; the
+    /// two flows that lead to a certificate.
     fn default() -> Self {
         Self {
             validity: Duration::days(90),
             backdate: Duration::minutes(5),
             confirm_within: Duration::minutes(10),
             renew_before: None,
+            rotate_after: Some(Duration::days(90)),
             flows: vec![Flow::Ticket, Flow::Sealed],
         }
     }
@@ -184,6 +206,12 @@ pub enum ProfileError {
     Confirmation { found: Duration },
     #[error("the time for renewals is {found}, outside {} to {longest}", Profile::MIN_RENEW_BEFORE)]
     Renewal { found: Duration, longest: Duration },
+    #[error(
+        "the time for shared keys is {found}, outside {} to {}",
+        Profile::MIN_ROTATION,
+        Profile::MAX_VALIDITY
+    )]
+    Rotation { found: Duration },
     #[error("no flow is offered, so no device could be provisioned")]
     NoFlow,
     #[error("backdate is {found}, outside 0 to {}", Profile::MAX_BACKDATE)]
@@ -217,6 +245,18 @@ mod tests {
         let short = Profile::MIN_RENEW_BEFORE - Duration::SECOND;
         for bad in [short, profile.validity() + Duration::SECOND] {
             profile.clone().with_renewal(Some(bad)).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn time_for_shared_keys_is_bounded() {
+        let (shortest, longest) = (Profile::MIN_ROTATION, Profile::MAX_VALIDITY);
+        for good in [None, Some(shortest), Some(longest)] {
+            Profile::default().with_rotation(good).unwrap();
+        }
+        for bad in [shortest - Duration::SECOND, longest + Duration::SECOND] {
+            let refused = Profile::default().with_rotation(Some(bad));
+            assert_eq!(refused, Err(ProfileError::Rotation { found: bad }));
         }
     }
 

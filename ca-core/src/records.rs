@@ -34,9 +34,10 @@ pub enum Reprovision {
     /// the device first uses the new one.
     #[default]
     Reissue,
-    /// `reuse`: the same shared key. A new IK still needs a new certificate, because none fits it.
+    /// `reuse`: the same shared key, until it is due to be rotated. A new IK still needs a new
+    /// certificate, because none fits it.
     Reuse,
-    /// `never`: nothing. An operator must act.
+    /// `never`: nothing. An operator must act. A shared key is not rotated.
     Never,
 }
 
@@ -136,6 +137,9 @@ pub struct Records {
     /// How many generations of the shared key the device first used within the last
     /// [`QUOTA_PERIOD`].
     pub recent_generations: u32,
+    /// Since when the device uses its shared key, or up to a [`QUOTA_PERIOD`] earlier. `None` if no
+    /// generation was ever used, or nobody knows when.
+    pub key_used_since: Option<OffsetDateTime>,
     /// The EK that is registered or enrolled under the device id in question: the id that is
     /// [due](due_device_id), or the id of a claim, of a certificate or of a token.
     pub id_holder: Option<EkId>,

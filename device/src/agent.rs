@@ -117,6 +117,7 @@ impl Agent<'_> {
                         Step::Retry { .. } => steps.tell(&step.to_string(), talk.now()),
                         Step::TryingEk { .. }
                         | Step::NotDue(_)
+                        | Step::RotationNotDue(_)
                         | Step::RenewalRefused(_)
                         | Step::RekeyRefused(_)
                         | Step::RootRefused(_)
@@ -127,6 +128,13 @@ impl Agent<'_> {
                             // The core knows only that a setting is wrong.
                             let step = match talk.take_error() {
                                 Some(error) => Step::RenewalPostponed(error.to_string()),
+                                None => step.clone(),
+                            };
+                            steps.tell(&step.to_string(), Duration::ZERO);
+                        }
+                        Step::NotRotated(_) => {
+                            let step = match talk.take_error() {
+                                Some(error) => Step::NotRotated(error.to_string()),
                                 None => step.clone(),
                             };
                             steps.tell(&step.to_string(), Duration::ZERO);

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use assay_device_core::{
-    AnswerError, CertificateGrant, DeviceCertificate, Grant, HmacPublic, rfc3339,
+    AnswerError, CertificateGrant, DeviceCertificate, Grant, HmacPublic, HmacRecord,
+    SharedKeyGrant, rfc3339,
 };
 use assay_wire::{DeviceId, Scope};
 use rustls::pki_types::CertificateDer;
@@ -39,6 +40,8 @@ pub(crate) struct SignIn {
     pub(crate) tls: ClientConfig,
     /// A fresh token, if the device has an HMAC key instead.
     pub(crate) password: Option<String>,
+    /// The HMAC key that signed the token.
+    pub(crate) key: Option<HmacPublic>,
     /// The serial number of the certificate.
     pub(crate) serial: Option<String>,
 }
@@ -47,17 +50,19 @@ impl Credentials<'_> {
     /// What the next connection signs in with. A token is good for `lifetime`.
     pub(crate) fn sign_in(&self, lifetime: Duration) -> Result<SignIn, Error> {
         self.clock.refuse_if_behind()?;
-        if let Some(Grant::SharedKey(grant)) = self.memory()?.in_use {
-            let Token { device_id, password, .. } = self.token(lifetime)?;
+        if let Some(Grant::SharedKey(_)) = self.memory()?.credentials().next() {
+            let (HmacRecord { shown, keys, .. }, token) = self.token_of_key(lifetime)?;
+            let Token { device_id, password, .. } = token;
             let (roots, clock) = (self.trusted()?, self.clock.clone());
             let tls = broker_certificate::server_authenticated_tls(roots, clock)?;
-            let scope = grant.record.shown.scope;
-            return Ok(SignIn { scope, device_id, tls, password: Some(password), serial: None });
+            let (scope, key) = (shown.scope, keys.into_iter().next());
+            let password = Some(password);
+            return Ok(SignIn { scope, device_id, tls, password, key, serial: None });
         }
         let (key, certificate) = self.identity()?;
         let DeviceCertificate { scope, device_id, chain, serial, .. } = certificate;
         let tls = self.mutual_tls(&key, chain)?;
-        Ok(SignIn { scope, device_id, tls, password: None, serial: Some(serial) })
+        Ok(SignIn { scope, device_id, tls, password: None, key: None, serial: Some(serial) })
     }
 
     /// The key and the certificate that this device signs in with. If a renewed certificate cannot
@@ -140,13 +145,28 @@ impl Credentials<'_> {
 
     /// A token that is valid for a while.
     pub(crate) fn token(&self, lifetime: Duration) -> Result<Token, Error> {
+        self.token_of_key(lifetime).map(|(_, token)| token)
+    }
+
+    /// A token, and the key that signed it. If the next key cannot be used, that is the one before
+    /// it.
+    fn token_of_key(&self, lifetime: Duration) -> Result<(HmacRecord, Token), Error> {
         if lifetime > Token::MAX_LIFETIME {
             let limit = Token::MAX_LIFETIME.as_secs();
             return Err(Error::Usage(format!("a token is valid for {limit} s at most")));
         }
-        let Some(Grant::SharedKey(grant)) = self.memory()?.in_use else {
-            return Err(Error::NoSharedKey);
-        };
+        let mut first = None;
+        for grant in self.memory()?.credentials() {
+            let Grant::SharedKey(grant) = grant else { continue };
+            match self.token_of(&grant, lifetime) {
+                Ok(token) => return Ok((grant.record, token)),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(first.unwrap_or(Error::NoSharedKey))
+    }
+
+    fn token_of(&self, grant: &SharedKeyGrant, lifetime: Duration) -> Result<Token, Error> {
         let handle = grant.record.hmac_handle;
         let found = self.tpm.call("looking for the HMAC key", move |tpm| tpm.hmac_key(handle))?;
         let found = found.map(HmacPublic);

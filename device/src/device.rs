@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assay_device_core::{
-    self as core, DeviceCertificate, EkChoice, Grant, Machine, Memory, RenewalOutcome,
+    self as core, Attempt, DeviceCertificate, EkChoice, Grant, HmacPublic, Machine, Memory,
+    RenewalOutcome, Verdict,
 };
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Flow, Scope};
@@ -182,12 +183,12 @@ impl Device {
     /// or with an HMAC key there.
     ///
     /// If the device can sign in already, it does not ask the CA, unless the request says so, or
-    /// the certificate is due for renewal. Then the CA gives another one for the same key. If it
-    /// cannot be asked, the device signs in with what it has, and the next call tries again. If the
-    /// CA refuses, the device proves its TPM anew. The process may be killed at any moment, and the
-    /// next call goes on: everything that it needs is stored before anything is sent, and the CA
-    /// issues one certificate for one key. If somebody cleared the TPM, the device makes a new key
-    /// or asks for one.
+    /// the certificate or the HMAC key is due. Then the CA gives another certificate for the same
+    /// key, or another HMAC key. If it cannot be asked, the device signs in with what it has, and
+    /// the next call tries again. If the CA refuses to renew, the device proves its TPM anew. The
+    /// process may be killed at any moment, and the next call goes on: everything that it needs is
+    /// stored before anything is sent, and the CA issues one certificate for one key. If somebody
+    /// cleared the TPM, the device makes a new key or asks for one.
     ///
     /// After a broker refused the credential, the device asks the CA, and fails if that is not
     /// reached: see [`login_was_refused`](Self::login_was_refused).
@@ -197,8 +198,8 @@ impl Device {
     /// id.
     ///
     /// Until the CA agrees, what this device has stays in use. Keys that are no longer used stay in
-    /// the TPM, because others may use them; the progress says where they are. Only a new HMAC key
-    /// takes the place of this device's old one at the same handle.
+    /// the TPM, because others may use them; the progress says where they are. Only an HMAC key
+    /// goes once another one has taken its place.
     ///
     /// Blocks, and runs an event loop of its own: call it from a thread, not from an async task.
     pub fn provision(
@@ -212,6 +213,12 @@ impl Device {
         }
         if !self.state.was_refused() {
             return self.run_to_the_end(request.to_core(), None, request, progress);
+        }
+        if self.key_to_prove()?.is_some() {
+            // The key before it may be good.
+            let provisioned = self.settle(Verdict::Refused, request, progress)?;
+            self.state.set_refused(false)?;
+            return Ok(provisioned);
         }
         progress("a broker refused the credential in use: asking the CA", Duration::ZERO);
         let has_key = matches!(self.state.memory()?.in_use, Some(Grant::SharedKey(_)));
@@ -275,6 +282,40 @@ impl Device {
         self.judge_clock(progress)?;
         let to_rekey = core::ProvisionRequest { rekey: true, ..request.to_core() };
         self.run_to_the_end(to_rekey, None, request, progress)
+    }
+
+    /// Has the CA rotate the HMAC key. This device's clock is not asked. The next key is kept
+    /// beside the one in use, which stays until it is [settled](Self::settle) that a broker takes
+    /// the next one.
+    pub(crate) fn rotate(
+        &self,
+        request: &ProvisionRequest,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
+        self.judge_clock(progress)?;
+        let to_rotate = core::ProvisionRequest { renew: true, ..request.to_core() };
+        self.run_to_the_end(to_rotate, None, request, progress)
+    }
+
+    /// Settles which of two HMAC keys stays, by what a broker said to a token of the newer one. If
+    /// there are no two keys, this is [`provision`](Self::provision).
+    pub(crate) fn settle(
+        &self,
+        verdict: Verdict,
+        request: &ProvisionRequest,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
+        let broker_said = Some(verdict);
+        let to_settle = core::ProvisionRequest { broker_said, ..request.to_core() };
+        self.run_to_the_end(to_settle, None, request, progress)
+    }
+
+    /// The HMAC key that is to take the place of the one in use, if no broker is known to take it.
+    pub(crate) fn key_to_prove(&self) -> Result<Option<HmacPublic>, Error> {
+        Ok(match self.state.memory()?.attempt {
+            Some(Attempt::Rotated(grant)) => grant.record.keys.into_iter().next(),
+            _ => None,
+        })
     }
 
     fn refuse_without_certificate(&self, text: &str) -> Result<(), Error> {

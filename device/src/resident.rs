@@ -16,7 +16,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use assay_device_core::rfc3339;
+use assay_device_core::{HmacPublic, Verdict, rfc3339};
 use assay_mqtt::BrokerUrl;
 use assay_wire::DeviceId;
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,10 +51,10 @@ pub struct ResidentOptions {
     pub operational: BrokerUrl,
     /// The state directory, as of the devices that are opened.
     pub state: PathBuf,
-    /// The program to run, with its arguments, whenever the device has another certificate than
-    /// before: the first one, a renewed one, or one for another key. It runs without a shell, for a
-    /// minute at most, with PATH, `ASSAY_STATE`, `ASSAY_CERTIFICATE` and `ASSAY_DEVICE_ID` as its
-    /// whole environment.
+    /// The program to run, with its arguments, whenever the device has another certificate or HMAC
+    /// key than before: the first one, a renewed one, or one for another key. It runs without a
+    /// shell, for a minute at most, with PATH, `ASSAY_STATE`, `ASSAY_CERTIFICATE` and
+    /// `ASSAY_DEVICE_ID` as its whole environment.
     pub on_renewed: Vec<String>,
     /// The program to run, with its arguments, for each message on a command topic of the device.
     /// It gets the message on its standard input, and in `ASSAY_COMMAND` the topic below
@@ -143,6 +143,8 @@ struct Dialled {
     /// What to tell when it is there.
     online: String,
     good_for: Option<Duration>,
+    /// The HMAC key that signed its token.
+    key: Option<HmacPublic>,
 }
 
 impl Agent<'_> {
@@ -216,12 +218,20 @@ impl Agent<'_> {
                 if let Some(reason) = reason_of_retry(step) {
                     _ = sender.blocking_send(Heard::Retrying(reason.into()));
                 }
-                if step.starts_with(CONFIGURATION_REFUSED) {
-                    _ = sender.blocking_send(Heard::ConfigurationRefused(step.into()));
+                if REFUSALS.iter().any(|refusal| step.starts_with(refusal)) {
+                    _ = sender.blocking_send(Heard::Refusal(step.into()));
                 }
             };
             let outcome = match job {
+                // The broker may not take the newer of two HMAC keys because somebody else than the
+                // CA sent it.
+                Job::ProvisionAgain if matches!(device.key_to_prove(), Ok(Some(_))) => {
+                    let request = ProvisionRequest { again: false, ..request };
+                    device.settle(Verdict::Refused, &request, &mut progress)
+                }
                 Job::Provision | Job::ProvisionAgain => device.provision(&request, &mut progress),
+                Job::Rotate => device.rotate(&request, &mut progress),
+                Job::Settle => device.settle(Verdict::Accepted, &request, &mut progress),
                 Job::Renew => device.renew_over(line, &request, &mut progress),
             };
             // What comes next may open it again.
@@ -240,12 +250,12 @@ impl Agent<'_> {
         };
         let online = text_of_sign_in(&sign_in, broker);
         let good_for = sign_in.password.is_some().then_some(TOKEN_LIFETIME);
-        let device_id = sign_in.device_id.clone();
+        let (device_id, key) = (sign_in.device_id.clone(), sign_in.key.clone());
         self.connections += 1;
         let sender = self.sender.clone();
         let takes_commands = !self.options.on_command.is_empty();
         let session = Session::open(self.connections, broker, sign_in, takes_commands, sender);
-        self.attempt = Some(Dialled { session, device_id, online, good_for });
+        self.attempt = Some(Dialled { session, device_id, online, good_for, key });
         Ok(())
     }
 
@@ -264,7 +274,7 @@ impl Agent<'_> {
                 let text = format!("the CA is not reached, and asked again: {reason}");
                 self.lines.trouble(&self.systemd, &text, None);
             }
-            Heard::ConfigurationRefused(text) => self.lines.trouble(&self.systemd, &text, None),
+            Heard::Refusal(text) => self.lines.trouble(&self.systemd, &text, None),
             Heard::News(number, news) => {
                 if self.session.as_ref().is_some_and(|session| session.number == number) {
                     self.plan.handle(self.now(), Event::News(news));
@@ -289,10 +299,11 @@ impl Agent<'_> {
 
     fn up(&mut self, number: u64) {
         let Some(dialled) = self.attempt.take_if(|it| it.session.number == number) else { return };
-        let Dialled { session, device_id, online, good_for } = dialled;
+        let Dialled { session, device_id, online, good_for, key } = dialled;
         // The broker has ended an earlier connection of this device (MQTT 5.0, 3.1.4).
         self.session = Some(session);
-        self.plan.handle(self.now(), Event::Connected { good_for });
+        let key = key.map(|HmacPublic(key)| key);
+        self.plan.handle(self.now(), Event::Connected { good_for, key });
         self.lines.well(&self.systemd, &online);
         // Another process may have got the device another certificate meanwhile.
         let stored = stored(&self.options.state);
@@ -367,7 +378,10 @@ impl Agent<'_> {
             Stored::Certificate { serial, renew_at, .. } => {
                 format!("{id} has certificate {serial}, to be renewed at {}", rfc3339(*renew_at))
             }
-            _ => format!("{id} has its key"),
+            Stored::SharedKey { rotation, .. } => {
+                format!("{id} has its key, to be rotated at {}", rfc3339(rotation.at))
+            }
+            Stored::Nothing => format!("{id} has nothing"),
         };
         self.lines.note(&self.systemd, &text);
     }
@@ -436,8 +450,8 @@ fn no_signals(error: std::io::Error) -> Error {
 /// Half of what the CA takes at most, so that clocks may disagree. The agent connects anew, with
 /// another token, before this one ends.
 const TOKEN_LIFETIME: Duration = Duration::from_hours(12);
-/// How the step of a conversation begins that says why a configuration is not taken.
-const CONFIGURATION_REFUSED: &str = "the configuration is not taken";
+/// How the steps of a conversation begin that say what is not done, although it ends well.
+const REFUSALS: [&str; 2] = ["the configuration is not taken", "the HMAC key is not rotated"];
 /// Few reports come at once: of two connections, a conversation and a program.
 const HEARD: usize = 16;
 
@@ -452,7 +466,10 @@ mod tests {
         let step = Step::Retry { delay: Duration::from_millis(300), reason: "gone: 1".into() };
         assert_eq!(reason_of_retry(&step.to_string()), Some("gone: 1"));
         assert_eq!(reason_of_retry(&Step::Connected.to_string()), None);
-        let refused = Step::ConfigurationRefused("older".into());
-        assert!(refused.to_string().starts_with(CONFIGURATION_REFUSED));
+        let refusals =
+            [Step::ConfigurationRefused("older".into()), Step::NotRotated("never".into())];
+        for (step, beginning) in refusals.into_iter().zip(REFUSALS) {
+            assert!(step.to_string().starts_with(beginning));
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::pem;
 ///
 /// | file | holds | written |
 /// |---|---|---|
-/// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified, confirmed or adopted; when an HMAC key has come, and when it is persistent |
+/// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified, confirmed or adopted; when an HMAC key has come, when it is persistent, and when a broker has taken it |
 /// | `certificate.pem` | a copy of the certificate that the device signs in with, and its issuers, for other programs; removed with a shared key | after that |
 /// | `configuration` | the operator's document, as the CA signed it | when one came with a certificate, and is verified and newer |
 /// | `configuration.told` | the revision of that which the program for it has taken | by the resident agent, when the program has ended well |
@@ -347,7 +347,7 @@ mod tests {
 
     use assay_device_core::{
         Attempt, CertificateGrant, Confirmation, EkKind, HmacPublic, HmacRecord, IdentityRecord,
-        IkKind, ParentKind, SharedKeyGrant, Shown,
+        IkKind, ParentKind, Rotation, SharedKeyGrant, Shown,
     };
     use assay_wire::{Flow, Proof};
 
@@ -384,14 +384,19 @@ mod tests {
         HmacRecord {
             shown: a_record().shown,
             parent: ParentKind::Rsa2048,
-            hmac_handle: 0x8100_0100,
+            hmac_handle: 0x8100_0101,
+            first_handle: 0x8100_0100,
             keys,
         }
     }
 
+    fn a_key_grant(rotation: Rotation) -> SharedKeyGrant {
+        let device_id = "pump-17".parse().unwrap();
+        SharedKeyGrant { record: an_hmac_record(), device_id, rotation }
+    }
+
     fn a_shared_key() -> Memory {
-        let grant =
-            SharedKeyGrant { record: an_hmac_record(), device_id: "pump-17".parse().unwrap() };
+        let grant = a_key_grant(Rotation { from: 1_800_000_000, at: 1_807_776_000 });
         Memory {
             in_use: Some(Grant::SharedKey(grant)),
             attempt: Some(Attempt::Hmac(an_hmac_record())),

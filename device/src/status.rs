@@ -78,6 +78,13 @@ pub enum CredentialStatus {
     SharedKey {
         /// The name under which the CA registered it.
         device_id: String,
+        /// When the device asks for the next one, e.g. `2027-02-20T20:08:40Z`.
+        rotate_at: String,
+        /// Whether that time has come.
+        is_due: bool,
+        /// Whether the device has settled that this key stays. If not, the one before it stays,
+        /// too, until a broker has taken a token of this one.
+        is_settled: bool,
     },
 }
 
@@ -87,6 +94,7 @@ impl Status {
         let memory = state::memory(state)?;
         let credential = memory.credentials().next();
         let is_renewed = matches!(memory.attempt, Some(Attempt::Renewed(_)));
+        let is_rotated = matches!(memory.attempt, Some(Attempt::Rotated(_)));
         let attempt = memory.attempt.map(|attempt| KeyStatus::from(attempt.record()));
         let Some(grant) = credential else {
             return Ok(attempt.map(|keys| Self { keys, credential: None, attempt: None }));
@@ -96,8 +104,14 @@ impl Status {
             Grant::Certificate(grant) => {
                 certificate(state, &grant, grant.unconfirmed.is_none() && !is_renewed)?
             }
-            Grant::SharedKey(SharedKeyGrant { device_id, .. }) => {
-                CredentialStatus::SharedKey { device_id: device_id.to_string() }
+            Grant::SharedKey(SharedKeyGrant { device_id, rotation, .. }) => {
+                let now = Clock::new(true, &[]).now().as_secs();
+                CredentialStatus::SharedKey {
+                    device_id: device_id.to_string(),
+                    rotate_at: rfc3339(rotation.at),
+                    is_due: rotation.at <= now,
+                    is_settled: !is_rotated,
+                }
             }
         };
         // An attempt for the same keys says nothing new.

@@ -884,6 +884,9 @@ impl Config {
         let renew_before = renew_before_days.map(|days| Duration::days(days.into()));
         let profile = profile.with_renewal(renew_before);
         let profile = profile.context("certificates.renew_before_days")?;
+        let RawSharedKeys { rotate_days } = raw.shared_keys;
+        let rotate_after = (rotate_days != 0).then(|| Duration::days(rotate_days.into()));
+        let profile = profile.with_rotation(rotate_after).context("shared_keys.rotate_days")?;
         let flows = raw
             .flows
             .iter()
@@ -910,7 +913,15 @@ struct RawConfig {
     flows: Vec<String>,
     broker: RawBroker,
     certificates: RawCertificates,
+    shared_keys: RawSharedKeys,
     store: RawStore,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawSharedKeys {
+    /// 0: devices are told nothing.
+    rotate_days: u16,
 }
 
 #[derive(Default, Deserialize)]
@@ -1003,6 +1014,7 @@ impl Default for RawConfig {
             flows: Profile::default().flows().iter().map(Flow::to_string).collect(),
             broker: RawBroker::default(),
             certificates: RawCertificates::default(),
+            shared_keys: RawSharedKeys::default(),
             store: RawStore::default(),
         }
     }
@@ -1030,6 +1042,12 @@ impl Default for RawLimits {
 impl Default for RawCertificates {
     fn default() -> Self {
         Self { lifetime_days: 90, confirm_within_seconds: 600, renew_before_days: None }
+    }
+}
+
+impl Default for RawSharedKeys {
+    fn default() -> Self {
+        Self { rotate_days: 90 }
     }
 }
 
@@ -1111,6 +1129,8 @@ mod tests {
             "[certificates]\nconfirm_within_seconds = 0",
             "[certificates]\nrenew_before_days = 0",
             "[certificates]\nrenew_before_days = 91",
+            "[shared_keys]\nrotate_days = 3651",
+            "[shared_keys]\nrotate_weeks = 1",
             "[store]\nca = \"ca.pem\"",
             "[store.retention]\nended_days = 3651",
             "[store.retention]\naudit_entries = 1",

@@ -38,6 +38,7 @@ mod renewing;
 mod resident;
 mod rewrap;
 mod roots;
+mod rotating;
 mod sealed;
 mod shared_key;
 mod shared_key_tools;

@@ -194,13 +194,14 @@ impl Ca {
             recent_unconfirmed: 0,
             shared_key: None,
             recent_generations: 0,
+            key_used_since: None,
             id_holder: None,
             other_ek: None,
         };
         let profile = Profile::default().with_flows(vec![Flow::SharedKey])?;
         let admitted = Admitted::decide(profile.offer()?, trusted, &records)?;
         let parent = AdmittedParent::decide(&admitted, evidence.parent()?, &records)?;
-        let offer = KeyOffer::decide(admitted, parent, &records)?;
+        let offer = KeyOffer::decide(admitted, parent, &records, &profile, now)?;
         let mut rng = UnwrapErr(getrandom::SysRng);
         let reply = offer.activation(&self.scope, &self.master, &mut rng)?;
         let (device_id, ek_id) = (offer.device_id(), evidence.ek.ek_id());

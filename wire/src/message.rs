@@ -383,6 +383,10 @@ pub struct ActivationReply {
     /// The registration: the name under which the device connects.
     #[n(5)]
     pub device_id: DeviceId,
+    /// After how many seconds the device is to ask for the next key. It is a length of time, and
+    /// not a time, because nothing that is signed says what time it is where a key is used.
+    #[n(6)]
+    pub rotate_after: Option<u32>,
 }
 
 impl Request {

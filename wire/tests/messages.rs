@@ -290,6 +290,7 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
                 symmetric_seed: opaque(b"sym"),
                 key_public: opaque(b"key"),
                 device_id: "pump-17".parse().unwrap(),
+                rotate_after: None,
             })),
             bytes(&[
                 "83 05", // kind: activation
@@ -301,6 +302,29 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
                 "03 43 73796d",         // 3: seed of the outer wrapper
                 "04 43 6b6579",         // 4: public area of the HMAC key
                 "05 67 70756d702d3137", // 5: device id "pump-17"
+            ]),
+        ),
+        (
+            reply(ReplyBody::Activation(ActivationReply {
+                credential_blob: opaque(b"blob"),
+                encrypted_seed: opaque(b"seed"),
+                duplicate: opaque(b"dup"),
+                symmetric_seed: opaque(b"sym"),
+                key_public: opaque(b"key"),
+                device_id: "pump-17".parse().unwrap(),
+                rotate_after: Some(7_776_000),
+            })),
+            bytes(&[
+                "83 05", // kind: activation
+                ID,
+                "a7",                   // map of seven
+                "00 44 626c6f62",       // 0: credential blob
+                "01 44 73656564",       // 1: encrypted seed
+                "02 43 647570",         // 2: duplicate
+                "03 43 73796d",         // 3: seed of the outer wrapper
+                "04 43 6b6579",         // 4: public area of the HMAC key
+                "05 67 70756d702d3137", // 5: device id "pump-17"
+                "06 1a 0076a700",       // 6: when to ask for the next key, in 90 days
             ]),
         ),
         (reply(ReplyBody::Pong), bytes(&["83 06", ID, "a0"])), // kind: pong, an empty map

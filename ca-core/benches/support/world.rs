@@ -180,7 +180,8 @@ impl World {
         parent: &ParentArea,
     ) -> ActivationReply {
         let parent = AdmittedParent::decide(&admitted, parent.clone(), &self.records).unwrap();
-        let offer = KeyOffer::decide(admitted, parent, &self.records).unwrap();
+        let offer =
+            KeyOffer::decide(admitted, parent, &self.records, &Profile::default(), now()).unwrap();
         offer
             .activation(&self.ca.scope, self.masters.in_use(now()), &mut CountingRng::new())
             .unwrap()

@@ -643,6 +643,7 @@ pub(crate) fn nothing_on_record() -> Records {
         recent_unconfirmed: 0,
         shared_key: None,
         recent_generations: 0,
+        key_used_since: None,
         id_holder: None,
         other_ek: None,
     }

@@ -584,7 +584,7 @@ mod reprovisioning {
             (Reprovision::Never, used(false), Some(5), &[5]),
             (Reprovision::Never, used(true), None, &[5, 6]),
         ] {
-            let records = Records { shared_key, ..with_policy(policy) };
+            let records = of_a_young_key(shared_key, policy);
             let decided = generation(&ca, &device, ParentKind::Import, &records);
             assert_eq!(decided.as_ref().ok().copied(), offered, "{policy} {shared_key:?}");
             if let Err(refusal) = decided {
@@ -592,6 +592,11 @@ mod reprovisioning {
             }
             assert_eq!(records.accepted_generations(), accepted, "{policy} {shared_key:?}");
         }
+    }
+
+    /// The key is not due to be rotated.
+    fn of_a_young_key(shared_key: Option<SharedKeyOnRecord>, policy: Reprovision) -> Records {
+        Records { shared_key, key_used_since: Some(now()), ..with_policy(policy) }
     }
 
     fn generation(
@@ -606,7 +611,8 @@ mod reprovisioning {
         };
         let admitted = ca.admit_to::<SharedKeyFlow>(device, records).unwrap();
         let parent = parent.admitted(&admitted);
-        KeyOffer::decide(admitted, parent, records).map(|offer| offer.record().generation())
+        let offer = KeyOffer::decide(admitted, parent, records, &Profile::default(), now());
+        offer.map(|offer| offer.record().generation())
     }
 
     /// A key that was offered to a plain SRK may be known outside of the TPM, so an import parent
@@ -631,7 +637,7 @@ mod reprovisioning {
         ] {
             let shared_key =
                 Some(SharedKeyOnRecord { generation: 5, is_used, plain_srk_generation });
-            let records = Records { shared_key, ..with_policy(policy) };
+            let records = of_a_young_key(shared_key, policy);
             let offered = |to| generation(&ca, &device, to, &records).ok();
             assert_eq!(offered(Import), to_import, "{policy} {shared_key:?}");
             assert_eq!(offered(PlainSrk), to_plain, "{policy} {shared_key:?}");
@@ -675,7 +681,8 @@ mod reprovisioning {
         let generation = |reprovision, is_used, recent_generations| {
             let shared_key =
                 Some(SharedKeyOnRecord { generation: 5, is_used, plain_srk_generation: 0 });
-            let records = Records { shared_key, recent_generations, ..with_policy(reprovision) };
+            let young = of_a_young_key(shared_key, reprovision);
+            let records = Records { recent_generations, ..young };
             generation(&ca, &device, ParentKind::Import, &records)
         };
         let problem = generation(Reprovision::Reissue, true, QUOTA).unwrap_err().problem();

@@ -8,8 +8,8 @@ use assay_ca_core::tpm::kdf::Hash;
 use assay_ca_core::tpm::public::{AreaKey, ObjectAttributes, PublicArea, Scheme};
 use assay_ca_core::tpm::template::{ParentArea, ParentKind};
 use assay_ca_core::{
-    AdmittedParent, KeyOffer, MasterSecret, ParentEvidence, Records, Rejection, SharedKeyFlow,
-    SharedKeyOnRecord,
+    AdmittedParent, Enrolment, KeyOffer, MasterSecret, ParentEvidence, Profile, Records, Rejection,
+    Reprovision, SharedKeyFlow, SharedKeyOnRecord,
 };
 use assay_wire::{ActivationReply, ParentBundle, ProblemCode};
 
@@ -47,7 +47,7 @@ fn offer(
     let records = Records { shared_key, ..nothing_on_record() };
     let admitted = ca.admit_to::<SharedKeyFlow>(device, &records).unwrap();
     let parent = parent.admitted(&admitted);
-    KeyOffer::decide(admitted, parent, &records).unwrap()
+    KeyOffer::decide(admitted, parent, &records, &Profile::default(), now()).unwrap()
 }
 
 fn open_credential(
@@ -191,9 +191,99 @@ mod activation {
     }
 }
 
-mod permission {
-    use assay_ca_core::Enrolment;
+/// When a device is told to ask for the next key.
+mod rotation {
+    use time::Duration;
 
+    use super::*;
+
+    const DAYS: u32 = 86_400;
+
+    /// Asks for a key that has been used for this long. Returns its generation and the advice.
+    fn ask(
+        policy: Reprovision,
+        profile: &Profile,
+        used_for: Option<Duration>,
+    ) -> Result<(u32, Option<u32>), Rejection> {
+        let vendor = Vendor::new("Acme");
+        let mut ca = Ca::trusting(&vendor);
+        let (device, parent) = (Device::of(&vendor), SoftwareParent::fresh_p256());
+        let key = SharedKeyOnRecord {
+            generation: 5,
+            is_used: used_for.is_some(),
+            plain_srk_generation: 0,
+        };
+        let records = Records {
+            enrolment: Some(Enrolment { reprovision: policy, ..Enrolment::default() }),
+            shared_key: Some(key),
+            key_used_since: used_for.map(|time| now() - time),
+            ..nothing_on_record()
+        };
+        let admitted = ca.admit_to::<SharedKeyFlow>(&device, &records).unwrap();
+        let parent = parent.admitted(&admitted);
+        let offer = KeyOffer::decide(admitted, parent, &records, profile, now())?;
+        let reply = offer.activation(&ca.scope, &master(), &mut ca.rng).unwrap();
+        Ok((offer.record().generation(), reply.rotate_after))
+    }
+
+    #[test]
+    fn device_with_a_new_key_is_told_to_come_within_the_last_quarter_of_its_time() {
+        let profile = Profile::default().with_rotation(Some(Duration::days(100))).unwrap();
+        for policy in [Reprovision::Reissue, Reprovision::Reuse] {
+            for used_for in [None, Some(Duration::days(100))] {
+                let (generation, advice) = ask(policy, &profile, used_for).unwrap();
+                assert_eq!(generation, if used_for.is_some() { 6 } else { 5 }, "{policy}");
+                let advice = advice.unwrap();
+                assert!((75 * DAYS..100 * DAYS).contains(&advice), "{policy}: {advice}");
+            }
+        }
+    }
+
+    #[test]
+    fn key_is_given_again_by_policy_until_three_quarters_of_its_time_are_over() {
+        let profile = Profile::default().with_rotation(Some(Duration::days(100))).unwrap();
+        let ask = |used_for| ask(Reprovision::Reuse, &profile, Some(used_for)).unwrap();
+        let (generation, advice) = ask(Duration::days(60));
+        assert_eq!(generation, 5);
+        let advice = advice.unwrap();
+        assert!((15 * DAYS..40 * DAYS).contains(&advice), "what is left of its time: {advice}");
+        assert_eq!(ask(Duration::days(75) - Duration::SECOND).0, 5);
+        assert_eq!(ask(Duration::days(75)).0, 6);
+        // A clock that was set back since.
+        let (generation, advice) = ask(-Duration::days(400));
+        assert!(generation == 5 && advice.unwrap() < 100 * DAYS, "{advice:?}");
+    }
+
+    #[test]
+    fn key_that_is_not_rotated_comes_without_advice() {
+        let profile = Profile::default().with_rotation(None).unwrap();
+        let long = Some(Duration::days(3000));
+        assert_eq!(ask(Reprovision::Reissue, &profile, None), Ok((5, None)));
+        assert_eq!(ask(Reprovision::Reuse, &profile, long), Ok((5, None)));
+        let rotating = Profile::default();
+        assert_eq!(ask(Reprovision::Never, &rotating, None), Ok((5, None)));
+        let refusal = ask(Reprovision::Never, &rotating, long).unwrap_err();
+        assert_eq!(refusal.code(), ProblemCode::ReprovisionRefused);
+    }
+
+    #[test]
+    fn advice_of_devices_that_come_at_once_is_spread() {
+        let profile = Profile::default();
+        let vendor = Vendor::new("Acme");
+        let (device, parent) = (Device::of(&vendor), SoftwareParent::fresh_p256());
+        let mut ca = Ca::trusting(&vendor);
+        let records = nothing_on_record();
+        let admitted = ca.admit_to::<SharedKeyFlow>(&device, &records).unwrap();
+        let parent = parent.admitted(&admitted);
+        let offer = KeyOffer::decide(admitted, parent, &records, &profile, now()).unwrap();
+        let mut advice = || offer.activation(&ca.scope, &master(), &mut ca.rng).unwrap();
+        let advice: Vec<_> = (0..16).map(|_| advice().rotate_after.unwrap()).collect();
+        let (first, last) = (advice.iter().min().unwrap(), advice.iter().max().unwrap());
+        assert!(last - first > 5 * DAYS, "{advice:?}");
+    }
+}
+
+mod permission {
     use super::*;
 
     fn ask(parent: &SoftwareParent, enrolment: Option<Enrolment>) -> Result<ParentKind, Rejection> {

@@ -175,7 +175,8 @@ fn printed_register_request_passes_every_check_of_the_ca() {
     assert_eq!(parent.template(), "import parent P-256");
     assert_eq!(example.value_in("shared-key-values", "parent Name"), parent.name().as_ref());
     let parent = AdmittedParent::decide(&admitted, parent, &nothing_on_record()).unwrap();
-    let offer = KeyOffer::decide(admitted, parent, &nothing_on_record()).unwrap();
+    let profile = Profile::default();
+    let offer = KeyOffer::decide(admitted, parent, &nothing_on_record(), &profile, now()).unwrap();
     assert_eq!(offer.record().generation(), FIRST_GENERATION);
 }
 
@@ -406,7 +407,10 @@ fn shared_key_flow_made_anew(ca: &mut Ca, device: &Device, id: RequestId) -> [Bl
     let master = MasterSecret::generate(&mut ca.rng);
     let admitted = ca.admit_to::<SharedKeyFlow>(device, &nothing_on_record()).unwrap();
     let parent_of_key = parent.admitted(&admitted);
-    let offer = KeyOffer::decide(admitted, parent_of_key, &nothing_on_record()).unwrap();
+    // The CA of the page does not have keys rotated.
+    let profile = Profile::default().with_rotation(None).unwrap();
+    let records = nothing_on_record();
+    let offer = KeyOffer::decide(admitted, parent_of_key, &records, &profile, now()).unwrap();
     let activation = offer.activation(&ca.scope, &master, &mut ca.rng).unwrap();
 
     let parent_name = parent.recognised().name().clone();

@@ -11,6 +11,7 @@
 //! | `ticket.rs`, `sealed.rs`, `shared_key.rs` | what each flow says, checks and remembers |
 //! | `renew.rs` | when and how a certificate is renewed |
 //! | `rekey.rs` | how another identity key takes the place of the one in use |
+//! | `rotate.rs` | when and how the next HMAC key takes the place of the one in use |
 //! | `identity.rs` | what the flows that give a certificate share |
 //! | `granted.rs` | whether a stored certificate is good |
 //! | `ek.rs` | which EK to show |
@@ -102,7 +103,7 @@ pub use machine::Machine;
 mod memory;
 pub use memory::{
     Attempt, CertificateGrant, Confirmation, DeviceRecord, Grant, HmacPublic, HmacRecord,
-    IdentityRecord, KeyPurpose, Memory, SharedKeyGrant, Shown,
+    IdentityRecord, KeyPurpose, Memory, Rotation, SharedKeyGrant, Shown,
 };
 
 mod policy;
@@ -114,7 +115,7 @@ pub use provision::{ping, provision};
 mod run;
 pub use run::{
     Credential, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, ProvisionRequest, Provisioned,
-    RenewalOutcome,
+    RenewalOutcome, Verdict,
 };
 
 mod step;
@@ -132,6 +133,7 @@ mod identity;
 mod line;
 mod rekey;
 mod renew;
+mod rotate;
 mod sealed;
 mod shared_key;
 mod ticket;

@@ -1,6 +1,7 @@
 //! What a device remembers between two runs: which keys are its own, and what the CA gave for them.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use assay_wire::{DeviceId, EkId, Flow, Proof, Scope};
 use rustls_pki_types::CertificateDer;
@@ -28,12 +29,13 @@ impl Memory {
 
     /// What the device signs in with, best first.
     ///
-    /// A renewed certificate comes first, or one for another key. The CA takes it as it takes the one in use, until one of
-    /// the two is adopted or used. If the CA has heard of the adoption and its answer was lost, the
-    /// one in use is no longer good.
+    /// A renewed certificate comes first, or one for another key, or the next HMAC key. The CA
+    /// takes it as it takes the one in use, until it is adopted or used. If the CA has heard of the
+    /// adoption and its answer was lost, the one in use is no longer good.
     pub fn credentials(&self) -> impl Iterator<Item = Grant> {
         let renewed = match &self.attempt {
             Some(Attempt::Renewed(grant)) => Some(Grant::Certificate(grant.clone())),
+            Some(Attempt::Rotated(grant)) => Some(Grant::SharedKey(grant.clone())),
             _ => None,
         };
         renewed.into_iter().chain(self.in_use.clone())
@@ -96,6 +98,7 @@ impl Memory {
             (Some(Attempt::Unconfirmed(grant) | Attempt::Renewed(grant)), _) => {
                 Some(grant.record.shown.clone())
             }
+            (Some(Attempt::Rotated(grant)), _) => Some(grant.record.shown.clone()),
             _ => self.granted_for(),
         };
         let named = || {
@@ -138,11 +141,15 @@ impl Memory {
     }
 
     /// All records. First comes the one that the next run continues with: the record of a
-    /// certificate that waits for its confirmation or its adoption, else that of what is in use.
+    /// certificate that waits for its confirmation or its adoption, or of an HMAC key that waits
+    /// for its first use, else that of what is in use.
     fn records(&self) -> impl Iterator<Item = DeviceRecord> {
         let in_use = self.in_use.as_ref().map(Grant::record);
         let attempt = self.attempt.as_ref().map(Attempt::record);
-        let is_first = matches!(self.attempt, Some(Attempt::Unconfirmed(_) | Attempt::Renewed(_)));
+        let is_first = matches!(
+            self.attempt,
+            Some(Attempt::Unconfirmed(_) | Attempt::Renewed(_) | Attempt::Rotated(_))
+        );
         let (first, second) = if is_first { (attempt, in_use) } else { (in_use, attempt) };
         first.into_iter().chain(second)
     }
@@ -162,6 +169,9 @@ pub enum Attempt {
     Renewed(CertificateGrant),
     /// It makes another identity key, and asks for a certificate for it. The one in use stays.
     Rekey(IdentityRecord),
+    /// The next HMAC key has come, and is kept at a handle of its own. The one before it stays in
+    /// use until a broker has accepted a token of this one.
+    Rotated(SharedKeyGrant),
 }
 
 impl Attempt {
@@ -174,7 +184,9 @@ impl Attempt {
             | Self::Renewed(CertificateGrant { record, .. }) => {
                 DeviceRecord::Identity(record.clone())
             }
-            Self::Hmac(record) => DeviceRecord::Hmac(record.clone()),
+            Self::Hmac(record) | Self::Rotated(SharedKeyGrant { record, .. }) => {
+                DeviceRecord::Hmac(record.clone())
+            }
         }
     }
 }
@@ -230,7 +242,52 @@ pub struct SharedKeyGrant {
     pub record: HmacRecord,
     /// The name under which the CA registered it.
     pub device_id: DeviceId,
+    /// When the device asks for the next key.
+    pub rotation: Rotation,
 }
+
+/// When a device asks for its next HMAC key, in seconds since 1970 by the clock of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// When this was decided.
+    pub from: u64,
+    /// When the device asks.
+    pub at: u64,
+}
+
+impl Rotation {
+    /// Of a key that an earlier version of this software got, so that nobody knows how old it is.
+    pub const AT_ONCE: Self = Self { from: 0, at: 0 };
+
+    /// A device asks a day after it asked last at the earliest, and after ten years at the latest,
+    /// whatever it is told: anybody on the way may have changed the CA's advice. A CA that says
+    /// nothing may be of an earlier version, and say something the next time.
+    pub(crate) fn advised(rotate_after: Option<u32>, clock: u64) -> Self {
+        let after = rotate_after.map(|seconds| Duration::from_secs(seconds.into()));
+        Self::after(after.map_or(USUAL_USE, |after| after.clamp(SHORTEST_USE, LONGEST_USE)), clock)
+    }
+
+    /// Not now, but soon.
+    pub(crate) fn postponed(clock: u64) -> Self {
+        Self::after(SHORTEST_USE, clock)
+    }
+
+    /// Later, because the operator's policy is against it.
+    pub(crate) fn refused(clock: u64) -> Self {
+        Self::after(USUAL_USE, clock)
+    }
+
+    fn after(time: Duration, clock: u64) -> Self {
+        Self { from: clock, at: clock.saturating_add(time.as_secs()) }
+    }
+}
+
+/// A CA has keys rotated once a day at most.
+const SHORTEST_USE: Duration = Duration::from_hours(24);
+/// As long as a CA lets a key be used if its operator did not say otherwise.
+const USUAL_USE: Duration = Duration::from_hours(90 * 24);
+/// As long as a CA may let a key be used.
+const LONGEST_USE: Duration = Duration::from_hours(3650 * 24);
 
 /// The device's own key in the TPM, and where the device shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -305,6 +362,9 @@ pub struct HmacRecord {
     pub parent: ParentKind,
     /// Its persistent handle.
     pub hmac_handle: u32,
+    /// The handle of the key before all rotations, which move it. A request that names this handle
+    /// means this key.
+    pub first_handle: u32,
     /// The keys that may be at the handle: one, or two while one takes the place of the other. By
     /// them the device tells its own keys from those of others.
     pub keys: Vec<HmacPublic>,
@@ -357,13 +417,15 @@ mod tests {
             shown: a_record().shown,
             parent: ParentKind::Rsa2048,
             hmac_handle: 0x8100_0100,
+            first_handle: 0x8100_0100,
             keys: vec![HmacPublic(vec![0xAB; 48])],
         }
     }
 
     fn a_shared_key() -> Memory {
-        let grant =
-            SharedKeyGrant { record: an_hmac_record(), device_id: "pump-17".parse().unwrap() };
+        let device_id = "pump-17".parse().unwrap();
+        let rotation = Rotation::AT_ONCE;
+        let grant = SharedKeyGrant { record: an_hmac_record(), device_id, rotation };
         Memory {
             in_use: Some(Grant::SharedKey(grant)),
             attempt: Some(Attempt::Hmac(an_hmac_record())),
@@ -431,6 +493,28 @@ mod tests {
         ] {
             assert_eq!(next.in_use, renewed, "{:?}", next.attempt);
         }
+    }
+
+    #[test]
+    fn next_hmac_key_comes_first_at_sign_in_and_the_one_in_use_is_kept_beside_it() {
+        let Some(Grant::SharedKey(old)) = a_shared_key().in_use else { panic!() };
+        let record = HmacRecord { hmac_handle: 0x8100_0101, ..an_hmac_record() };
+        let new = SharedKeyGrant { record: record.clone(), ..old.clone() };
+        let attempt = Some(Attempt::Rotated(new.clone()));
+        let memory = Memory { attempt, ..a_shared_key() };
+        let credentials: Vec<_> = memory.credentials().collect();
+        assert_eq!(credentials, [Grant::SharedKey(new), Grant::SharedKey(old)]);
+        assert_eq!(memory.hmac(), Some(record.clone()));
+        let next = memory.attempting(Attempt::Identity(a_record()));
+        assert_eq!(next.in_use.map(|grant| grant.record()), Some(DeviceRecord::Hmac(record)));
+    }
+
+    #[test]
+    fn advice_to_rotate_is_bounded_whoever_gave_it() {
+        let after = |advice| Rotation::advised(advice, 1000).at - 1000;
+        let day = 86_400;
+        assert_eq!([0, 1, 40 * 86_400].map(|it| after(Some(it))), [day, day, 40 * day]);
+        assert_eq!((after(Some(u32::MAX)), after(None)), (3650 * day, 90 * day));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::policy::is_about_the_ek;
 use crate::run::{ProvisionRequest, Provisioned, Run};
 use crate::step::Step;
 use crate::tpm::{TpmFailure, TpmFailureKind};
-use crate::{rekey, sealed, shared_key, ticket};
+use crate::{rekey, rotate, sealed, shared_key, ticket};
 
 /// Makes a device able to sign in: with a valid certificate for an identity key in its TPM, or with
 /// an HMAC key there.
@@ -63,8 +63,12 @@ pub fn ping(scope: Scope, deadline: Duration, now: Duration) -> Machine<Duration
     })
 }
 
-/// Finishes a rekey, or rekeys; if there is neither to do, goes through a flow.
+/// Settles which HMAC key stays, finishes a rekey, or rekeys; if there is none of it to do, goes
+/// through a flow.
 async fn begin(run: &Run) -> Result<Provisioned, Failure> {
+    if let Some(provisioned) = rotate::settle(run).await {
+        return Ok(provisioned);
+    }
     if let Some(provisioned) = rekey::settle(run).await? {
         return Ok(provisioned);
     }

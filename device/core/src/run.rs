@@ -45,14 +45,26 @@ pub struct ProvisionRequest {
     pub device_id: Option<DeviceId>,
     /// Whether to ask the CA even if there is a valid certificate or an HMAC key.
     pub again: bool,
-    /// Whether to have the CA renew a valid certificate even if that is not due by this device's
-    /// clock. Then the run ends well only if the CA answers.
+    /// Whether to have the CA renew a valid certificate, or rotate an HMAC key, even if that is not
+    /// due by this device's clock. Then the run ends well only if the CA answers.
     pub renew: bool,
     /// Whether to get a certificate for another identity key, in place of the one in use. That one
     /// stays good until the new one is adopted or used.
     pub rekey: bool,
+    /// What a broker said to a token of an HMAC key that waits for its first use. The run settles
+    /// which of the two keys stays, and asks nobody.
+    pub broker_said: Option<Verdict>,
     /// How long the whole run may take.
     pub deadline: Duration,
+}
+
+/// What a broker said to a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It let the device in.
+    Accepted,
+    /// It did not take the token.
+    Refused,
 }
 
 impl ProvisionRequest {
@@ -72,6 +84,7 @@ impl ProvisionRequest {
             again: false,
             renew: false,
             rekey: false,
+            broker_said: None,
             deadline: Duration::from_secs(300),
         }
     }
@@ -120,7 +133,9 @@ pub enum RenewalOutcome {
     Renewed,
     /// The certificate is a new one, for another key. The key before it is forgotten.
     Rekeyed,
-    /// The CA says that the renewal is not due. The certificate is the one that was there.
+    /// The HMAC key is the next one. The one before it stays until a broker accepts this one.
+    Rotated,
+    /// The CA says that the renewal is not due. The certificate or key is the one that was there.
     NotDue,
     /// The CA was not reached, or its answer could not be used. The device signs in with what it
     /// has, and the next run tries again.

@@ -10,45 +10,43 @@ use crate::answer::AnswerError;
 use crate::certificate::check_device_id;
 use crate::failure::Failure;
 use crate::kinds::{EkKind, ParentKind};
-use crate::line::Ended;
-use crate::memory::{Attempt, Grant, HmacPublic, HmacRecord, Memory, SharedKeyGrant};
-use crate::run::{Credential, DEFAULT_HMAC_HANDLE, ProvisionRequest, Provisioned, Run};
+use crate::line::{Ended, Line};
+use crate::memory::{Attempt, Grant, HmacPublic, HmacRecord, Memory, Rotation, SharedKeyGrant};
+use crate::rotate;
+use crate::run::{
+    Credential, DEFAULT_HMAC_HANDLE, ProvisionRequest, Provisioned, RenewalOutcome, Run,
+};
 use crate::step::Step;
-use crate::tpm::{OpenedKey, TpmAnswer, TpmFailureKind, TpmOperation, WrappedKey};
+use crate::tpm::{OpenedKey, TpmAnswer, TpmFailure, TpmFailureKind, TpmOperation, WrappedKey};
 
 pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Provisioned, Failure> {
+    if let Some(grant) = good_grant(run).await? {
+        return rotate::keep_good(run, grant).await;
+    }
+    if run.request.again
+        && let Some(provisioned) = rotate::begin_again(run).await?
+    {
+        return Ok(provisioned);
+    }
     let memory = run.memory();
     let before = memory.hmac();
     // A plain storage root key is an exception that every request has to name.
     let parent = run.request.parent.or_else(|| Some(before.as_ref()?.parent.import_parent()));
     let parent = parent.unwrap_or(ParentKind::P256);
-    let hmac_handle = run
-        .request
-        .hmac_handle
-        .or_else(|| Some(before.as_ref()?.hmac_handle))
-        .unwrap_or(DEFAULT_HMAC_HANDLE);
-    let operation = TpmOperation::HmacKey { handle: hmac_handle };
-    let found = run.desk().tpm(operation, |answer| match answer {
-        TpmAnswer::HmacKey(key) => Some(key),
-        _ => None,
-    });
+    let wanted = run.request.hmac_handle;
+    let meant = before.filter(|before| wanted.is_none_or(|wanted| wanted == before.first_handle));
+    let (hmac_handle, first_handle) = match &meant {
+        Some(before) => (before.hmac_handle, before.first_handle),
+        None => [wanted.unwrap_or(DEFAULT_HMAC_HANDLE); 2].into(),
+    };
     // Any other key of this shape belongs to somebody else, e.g. to Azure's SDK.
-    let own = found.await?.map(HmacPublic).filter(|found| memory.knows(found));
-    if let Some(grant) = good_grant(&run.request, &memory, own.as_ref(), hmac_handle) {
-        run.desk().progress(Step::HmacKeyIsThere);
-        return Ok(provisioned(&grant.record, grant.device_id.clone(), true));
-    }
+    let own = key_at(run, hmac_handle).await?.filter(|found| memory.knows(found));
 
     let (ek, shown) = run.find_ek(instead).await?;
-    let parent_public = run.desk().tpm(TpmOperation::Parent(parent), |answer| match answer {
-        TpmAnswer::Parent(public) => Some(public),
-        _ => None,
-    });
-    let parent_public =
-        parent_public.await?.ok_or_else(|| Failure::Unsupported(format!("{parent} storage")))?;
+    let parent_public = parent_public(run, parent).await?;
     run.line.begin_to_connect().await;
     let keys = own.iter().cloned().collect();
-    let record = HmacRecord { shown, parent, hmac_handle, keys };
+    let record = HmacRecord { shown, parent, hmac_handle, first_handle, keys };
     run.remember(asking_for(&memory, &record)).await;
     run.desk().progress(Step::Parent(parent));
 
@@ -64,76 +62,103 @@ pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Prov
         replaced: own.map(|HmacPublic(public)| public),
         record,
     };
-    let (device_id, public) = run.line.insist(async || registrant.register(run).await).await?;
-    let record = HmacRecord { keys: vec![HmacPublic(public)], ..registrant.record };
-    let grant = SharedKeyGrant { record: record.clone(), device_id: device_id.clone() };
-    run.remember(Memory { in_use: Some(Grant::SharedKey(grant)), attempt: None }).await;
-    Ok(provisioned(&record, device_id, false))
+    let grant = run.line.insist(async || {
+        let received = registrant.receive(run, &run.line).await?;
+        registrant.keep(run, received).await
+    });
+    let grant = grant.await?;
+    let in_use = Some(Grant::SharedKey(grant.clone()));
+    run.remember(Memory { in_use, attempt: None }).await;
+    Ok(provisioned(&grant, false, None))
 }
 
-/// The grant in use, if the TPM holds its key and it is what the request asks for.
-fn good_grant<'a>(
-    request: &ProvisionRequest,
-    memory: &'a Memory,
-    own: Option<&HmacPublic>,
-    hmac_handle: u32,
-) -> Option<&'a SharedKeyGrant> {
-    match &memory.in_use {
-        Some(Grant::SharedKey(grant))
-            if !request.again
-                && own.is_some_and(|own| grant.record.keys == [own.clone()])
-                && grant.record.shown.scope == request.scope
-                && request.parent.is_none_or(|wanted| wanted == grant.record.parent)
-                && grant.record.hmac_handle == hmac_handle
-                && request.takes_ek(grant.record.shown.ek)
-                && request.device_id.as_ref().is_none_or(|wanted| *wanted == grant.device_id) =>
-        {
-            Some(grant)
-        }
-        _ => None,
+/// What the device signs in with, if the TPM holds its key and it is what the request asks for.
+async fn good_grant(run: &Run) -> Result<Option<SharedKeyGrant>, Failure> {
+    if run.request.again {
+        return Ok(None);
     }
+    for grant in run.memory().credentials() {
+        let Grant::SharedKey(grant) = grant else { continue };
+        if suits(&run.request, &grant) && is_held(run, &grant).await? {
+            return Ok(Some(grant));
+        }
+    }
+    Ok(None)
 }
 
-fn asking_for(memory: &Memory, record: &HmacRecord) -> Memory {
+/// Whether the TPM holds the key.
+pub(crate) async fn is_held(run: &Run, grant: &SharedKeyGrant) -> Result<bool, Failure> {
+    let found = key_at(run, grant.record.hmac_handle).await?;
+    Ok(found.is_some_and(|found| grant.record.keys == [found]))
+}
+
+/// Whether it is what the request asks for.
+pub(crate) fn suits(request: &ProvisionRequest, grant: &SharedKeyGrant) -> bool {
+    let SharedKeyGrant { record, device_id, .. } = grant;
+    let handles = [record.hmac_handle, record.first_handle];
+    record.shown.scope == request.scope
+        && request.parent.is_none_or(|wanted| wanted == record.parent)
+        && request.hmac_handle.is_none_or(|wanted| handles.contains(&wanted))
+        && request.takes_ek(record.shown.ek)
+        && request.device_id.as_ref().is_none_or(|wanted| wanted == device_id)
+}
+
+/// The HMAC key at a persistent handle, whoever it belongs to.
+pub(crate) async fn key_at(run: &Run, handle: u32) -> Result<Option<HmacPublic>, TpmFailure> {
+    let found = run.desk().tpm(TpmOperation::HmacKey { handle }, |answer| match answer {
+        TpmAnswer::HmacKey(key) => Some(key),
+        _ => None,
+    });
+    Ok(found.await?.map(HmacPublic))
+}
+
+/// The TPMT_PUBLIC of the parent of this kind.
+pub(crate) async fn parent_public(run: &Run, parent: ParentKind) -> Result<Vec<u8>, Failure> {
+    let public = run.desk().tpm(TpmOperation::Parent(parent), |answer| match answer {
+        TpmAnswer::Parent(public) => Some(public),
+        _ => None,
+    });
+    public.await?.ok_or_else(|| Failure::Unsupported(format!("{parent} storage")))
+}
+
+pub(crate) fn asking_for(memory: &Memory, record: &HmacRecord) -> Memory {
     memory.attempting(Attempt::Hmac(record.clone()))
 }
 
 /// A device that is ready to ask the CA for an HMAC key.
-struct Registrant {
-    bundle: ParentBundle,
-    ek: EkKind,
-    record: HmacRecord,
+pub(crate) struct Registrant {
+    pub(crate) bundle: ParentBundle,
+    pub(crate) ek: EkKind,
+    pub(crate) record: HmacRecord,
     /// The device's own key at the handle. The new key takes its place.
-    replaced: Option<Vec<u8>>,
+    pub(crate) replaced: Option<Vec<u8>>,
+}
+
+/// A key that has come, and that the TPM opened.
+pub(crate) struct Received {
+    pub(crate) key: OpenedKey,
+    /// The name under which the CA registered it.
+    pub(crate) device_id: DeviceId,
+    pub(crate) rotation: Rotation,
 }
 
 impl Registrant {
-    /// Asks for a key, and has the TPM open and keep it. Returns the device id under which the CA
-    /// registered the key, and the key's TPMT_PUBLIC.
-    async fn register(&self, run: &Run) -> Result<(DeviceId, Vec<u8>), Ended> {
+    /// Asks for a key, and has the TPM open it.
+    pub(crate) async fn receive(&self, run: &Run, line: &Line) -> Result<Received, Ended> {
         let request = RequestBody::Register(self.bundle.clone());
-        let reply = match run.line.ask(request).await? {
+        let reply = match line.ask(request).await? {
             ReplyBody::Activation(reply) => reply,
             other => return Err(Ended::out_of_turn("shared key", other)),
         };
         run.desk().progress(Step::HmacKeyReceived);
-        let device_id = reply.device_id.clone();
+        let (device_id, rotate_after) = (reply.device_id.clone(), reply.rotate_after);
         if let Some(wanted) = &self.bundle.device_id {
             check_device_id(wanted, &device_id)?;
         }
         let key = self.open(run, wrapped(reply)).await?;
         run.desk().progress(Step::HmacKeyOpened);
-        let public = key.public.clone();
-        // The device stores the public area before the TPM keeps the key. A run that follows a stop
-        // in between must recognise the key, because the CA may send another key the next time. The
-        // device stores it only after the TPM opened the key, because a key that a reply only names
-        // may be somebody else's.
-        let mut record = self.record.clone();
-        record.keys.push(HmacPublic(public.clone()));
-        run.remember(asking_for(&run.memory(), &record)).await;
-        self.keep(run, key).await?;
-        run.desk().progress(Step::HmacKeyKept(self.record.hmac_handle));
-        Ok((device_id, public))
+        let rotation = Rotation::advised(rotate_after, run.desk().clock().await);
+        Ok(Received { key, device_id, rotation })
     }
 
     async fn open(&self, run: &Run, key: WrappedKey) -> Result<OpenedKey, Failure> {
@@ -148,7 +173,21 @@ impl Registrant {
         })
     }
 
-    async fn keep(&self, run: &Run, key: OpenedKey) -> Result<(), Failure> {
+    /// Has the TPM keep the key. Returns what the CA granted.
+    pub(crate) async fn keep(
+        &self,
+        run: &Run,
+        received: Received,
+    ) -> Result<SharedKeyGrant, Ended> {
+        let Received { key, device_id, rotation } = received;
+        let public = HmacPublic(key.public.clone());
+        // The device stores the public area before the TPM keeps the key. A run that follows a stop
+        // in between must recognise the key, because the CA may send another key the next time. The
+        // device stores it only after the TPM opened the key, because a key that a reply only names
+        // may be somebody else's.
+        let mut record = self.record.clone();
+        record.keys.push(public.clone());
+        run.remember(asking_for(&run.memory(), &record)).await;
         let operation = TpmOperation::KeepHmacKey {
             parent: self.record.parent,
             handle: self.record.hmac_handle,
@@ -156,7 +195,10 @@ impl Registrant {
             replaced: self.replaced.clone(),
         };
         let kept = run.desk().tpm(operation, |answer| (answer == TpmAnswer::Kept).then_some(()));
-        Ok(kept.await?)
+        kept.await?;
+        run.desk().progress(Step::HmacKeyKept(self.record.hmac_handle));
+        let record = HmacRecord { keys: vec![public], ..self.record.clone() };
+        Ok(SharedKeyGrant { record, device_id, rotation })
     }
 }
 
@@ -170,17 +212,22 @@ fn wrapped(reply: ActivationReply) -> WrappedKey {
     }
 }
 
-fn provisioned(record: &HmacRecord, device_id: DeviceId, was_provisioned: bool) -> Provisioned {
+pub(crate) fn provisioned(
+    grant: &SharedKeyGrant,
+    was_provisioned: bool,
+    renewal: Option<RenewalOutcome>,
+) -> Provisioned {
+    let SharedKeyGrant { record, device_id, .. } = grant;
     Provisioned {
         flow: Flow::SharedKey,
         scope: record.shown.scope.clone(),
-        device_id,
+        device_id: device_id.clone(),
         ek: record.shown.ek,
         credential: Credential::SharedKey {
             parent: record.parent,
             hmac_handle: record.hmac_handle,
         },
         was_provisioned,
-        renewal: None,
+        renewal,
     }
 }

@@ -38,6 +38,14 @@ pub enum Step {
     /// The certificate could not be renewed now, for this reason. It is still good, and the next
     /// run tries again.
     RenewalPostponed(String),
+    /// The HMAC key in use is due to be rotated since this time, or somebody asked for it. In
+    /// seconds since 1970.
+    Rotating(u64),
+    /// The CA gave the HMAC key that is in use. It is to be rotated at this time, in seconds since
+    /// 1970.
+    RotationNotDue(u64),
+    /// The HMAC key was not rotated, for this reason. The one in use stays.
+    NotRotated(String),
     /// This EK is shown to the CA.
     Ek {
         /// Its kind.
@@ -178,6 +186,15 @@ impl fmt::Display for Step {
                 f,
                 "the certificate is not renewed now, is still good, and stays in use: {reason}"
             ),
+            Self::Rotating(at) => {
+                write!(f, "the HMAC key is there; to be rotated at {}: asking the CA", rfc3339(*at))
+            }
+            Self::RotationNotDue(at) => {
+                write!(f, "the CA rotates the HMAC key at {}: it stays", rfc3339(*at))
+            }
+            Self::NotRotated(reason) => {
+                write!(f, "the HMAC key is not rotated now, and stays in use: {reason}")
+            }
             Self::HmacKeyIsThere => f.write_str("provisioned already: the TPM holds the HMAC key"),
             Self::Ek { kind, source, id } => write!(f, "EK {kind} {source}, id {id}"),
             Self::OtherEks(count) => write!(

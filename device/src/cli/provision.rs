@@ -199,10 +199,14 @@ fn read_all(files: &[PathBuf]) -> Result<Vec<CertificateDer<'static>>, Error> {
 
 fn print_provisioned(provisioned: &Provisioned, json: bool) -> Result<(), Error> {
     let already = if provisioned.was_provisioned { "already " } else { "" };
+    let is_key = matches!(provisioned.credential, Credential::SharedKey { .. });
     let renewal = match provisioned.renewal {
+        Some(RenewalOutcome::NotDue) if is_key => "; the key is not due to be rotated",
+        Some(RenewalOutcome::Postponed) if is_key => "; the key is still to be rotated",
         None => "",
         Some(RenewalOutcome::Renewed) => ", with a renewed certificate",
         Some(RenewalOutcome::Rekeyed) => ", with a certificate for another key",
+        Some(RenewalOutcome::Rotated) => ", with its next key",
         Some(RenewalOutcome::NotDue) => "; the certificate is not due for renewal",
         Some(RenewalOutcome::Postponed) => "; the certificate is still to be renewed",
     };
@@ -230,6 +234,13 @@ fn json_of(provisioned: &Provisioned) -> Value {
         "requests": cost.requests,
         "bytes_sent": cost.bytes_sent,
         "bytes_received": cost.bytes_received,
+        "renewal": provisioned.renewal.map(|renewal| match renewal {
+            RenewalOutcome::Renewed => "renewed",
+            RenewalOutcome::Rekeyed => "rekeyed",
+            RenewalOutcome::Rotated => "rotated",
+            RenewalOutcome::NotDue => "not-due",
+            RenewalOutcome::Postponed => "postponed",
+        }),
     });
     match &provisioned.credential {
         Credential::Certificate { certificate, path, ik } => {
@@ -237,12 +248,6 @@ fn json_of(provisioned: &Provisioned) -> Value {
             json["serial"] = json!(certificate.serial);
             json["not_after"] = json!(certificate.not_after);
             json["renew_at"] = json!(rfc3339(certificate.renew_at));
-            json["renewal"] = json!(provisioned.renewal.map(|renewal| match renewal {
-                RenewalOutcome::Renewed => "renewed",
-                RenewalOutcome::Rekeyed => "rekeyed",
-                RenewalOutcome::NotDue => "not-due",
-                RenewalOutcome::Postponed => "postponed",
-            }));
             json["certificate"] = json!(path);
         }
         Credential::SharedKey { parent, hmac_handle } => {

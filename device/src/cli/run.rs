@@ -18,10 +18,10 @@ pub(super) struct RunArgs {
     /// [default: the host of --broker, port 8884]
     #[arg(long, value_name = "URL", value_parser = BrokerUrl::operational)]
     operational: Option<BrokerUrl>,
-    /// A program to run whenever the device has another certificate than before. COMMAND is split
-    /// at spaces into the program and its arguments; there is no shell, and there are no quotes.
-    /// Its environment is PATH, ASSAY_STATE, ASSAY_CERTIFICATE and ASSAY_DEVICE_ID. It may take a
-    /// minute, and what it leaves in the background is killed.
+    /// A program to run whenever the device has another certificate or shared key than before.
+    /// COMMAND is split at spaces into the program and its arguments; there is no shell, and there
+    /// are no quotes. Its environment is PATH, ASSAY_STATE, ASSAY_CERTIFICATE and ASSAY_DEVICE_ID.
+    /// It may take a minute, and what it leaves in the background is killed.
     #[arg(long, value_name = "COMMAND", default_value = "", hide_default_value = true)]
     on_renewed: String,
     /// A program to run for each message that an operator or a backend publishes on

@@ -49,8 +49,13 @@ pub(super) fn print_status(status: &Status) -> Result<(), Error> {
     }
     match &status.credential {
         None => print_line("granted       nothing yet")?,
-        Some(CredentialStatus::SharedKey { device_id }) => {
-            print_line(&format!("device id     {device_id}"))?
+        Some(CredentialStatus::SharedKey { device_id, rotate_at, is_due, is_settled }) => {
+            print_line(&format!("device id     {device_id}"))?;
+            let remark = if *is_due { "  due" } else { "" };
+            print_line(&format!("rotation      {rotate_at}{remark}"))?;
+            if !*is_settled {
+                print_line("next key      the one before it stays until a broker takes this one")?;
+            }
         }
         Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
             print_line(&format!("device id     {}", summary.common_name))?;
@@ -115,9 +120,15 @@ pub(super) fn json_of_status(status: &Status, revision: Option<u64>) -> Value {
     let (mut device_id, mut serial, mut not_before, mut not_after) = Default::default();
     let (mut renew_at, mut file, mut confirmed) = Default::default();
     let (mut days_left, mut renewal_due) = Default::default();
+    let (mut rotate_at, mut rotation_due) = Default::default();
     match &status.credential {
         None => {}
-        Some(CredentialStatus::SharedKey { device_id: id }) => device_id = Some(id),
+        Some(CredentialStatus::SharedKey { device_id: id, rotate_at: at, is_due, is_settled }) => {
+            device_id = Some(id);
+            rotate_at = Some(at);
+            rotation_due = Some(is_due);
+            confirmed = Some(is_settled);
+        }
         Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
             device_id = Some(&summary.common_name);
             serial = Some(&summary.serial);
@@ -146,6 +157,8 @@ pub(super) fn json_of_status(status: &Status, revision: Option<u64>) -> Value {
     json["days_left"] = json!(days_left);
     json["renew_at"] = json!(renew_at);
     json["renewal_due"] = json!(renewal_due);
+    json["rotate_at"] = json!(rotate_at);
+    json["rotation_due"] = json!(rotation_due);
     json["certificate"] = json!(file);
     json["confirmed"] = json!(confirmed);
     json["attempt"] = json!(status.attempt.as_ref().map(json_of_keys));

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use assay_device_core::DeviceCertificate;
+use assay_device_core::{DeviceCertificate, Verdict};
 use assay_mqtt::BrokerUrl;
-use assay_wire::Topic;
+use assay_wire::{Scope, Topic};
 use rustls::ClientConfig;
 
-use super::Device;
+use super::{Device, ProvisionRequest};
 use crate::credentials::{Credentials, SignIn};
 use crate::dial::refuse_plain;
 use crate::error::Error;
@@ -26,9 +26,9 @@ impl Device {
         sub_topic: &str,
         message: Vec<u8>,
     ) -> Result<String, Error> {
-        let SignIn { scope, device_id, tls, password, .. } =
+        let SignIn { scope, device_id, tls, password, key, .. } =
             self.sign_in(broker, DEFAULT_LIFETIME)?;
-        let topic = Topic::Device(scope, device_id.clone(), sub_topic.into());
+        let topic = Topic::Device(scope.clone(), device_id.clone(), sub_topic.into());
         if Topic::parse(&topic.to_string()).as_ref() != Some(&topic) {
             return Err(Error::Usage(format!(
                 "{sub_topic:?} is not a topic to publish to: it is empty, or it has + or # in it"
@@ -41,6 +41,10 @@ impl Device {
                     _ = self.login_was_refused();
                 }
             })?;
+        if key.is_some() && key == self.key_to_prove()? {
+            // If this fails, the next one that is let in does it.
+            _ = self.settle(Verdict::Accepted, &settling(broker, scope), &mut |_, _| ());
+        }
         Ok(topic.to_string())
     }
 
@@ -103,5 +107,23 @@ impl Device {
     fn credentials(&self) -> Credentials<'_> {
         let Self { tpm, state, roots, clock } = self;
         Credentials { tpm, state: state.path(), roots, clock }
+    }
+}
+
+/// A run that asks nobody.
+fn settling(broker: &BrokerUrl, scope: Scope) -> ProvisionRequest {
+    ProvisionRequest {
+        broker: broker.clone(),
+        scope,
+        flow: None,
+        ek: None,
+        ek_certificates: Vec::new(),
+        ik: None,
+        ik_handle: None,
+        parent: None,
+        hmac_handle: None,
+        device_id: None,
+        again: false,
+        deadline: Duration::ZERO,
     }
 }

@@ -23,8 +23,8 @@ pub(super) enum Heard {
     Over(u64, Trouble),
     /// The conversation goes on, but an attempt failed for this reason.
     Retrying(String),
-    /// The CA sent a configuration that the device does not take.
-    ConfigurationRefused(String),
+    /// The conversation goes on, but a configuration is not taken, or an HMAC key not rotated.
+    Refusal(String),
     /// The conversation has ended.
     JobEnded(Box<Result<Provisioned, Error>>),
     /// The broker does not grant a subscription to this filter, for this reason. The connection

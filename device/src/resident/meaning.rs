@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use assay_device_core::{Attempt, Grant};
+use assay_device_core::{Attempt, Grant, HmacPublic};
 
 use super::plan::{Obstacle, Stored};
 use crate::error::Error;
@@ -16,9 +16,20 @@ use crate::verify::{self, Period};
 pub(super) fn stored(state: &Path) -> Stored {
     let Ok(memory) = state::memory(state) else { return Stored::Nothing };
     let is_renewed = matches!(memory.attempt, Some(Attempt::Renewed(_)));
+    let is_rotated = matches!(memory.attempt, Some(Attempt::Rotated(_)));
     match memory.credentials().next() {
         None => Stored::Nothing,
-        Some(Grant::SharedKey(_)) => Stored::SharedKey,
+        Some(Grant::SharedKey(grant)) => Stored::SharedKey {
+            key: grant
+                .record
+                .keys
+                .into_iter()
+                .next()
+                .map(|HmacPublic(key)| key)
+                .unwrap_or_default(),
+            rotation: grant.rotation,
+            is_settled: !is_rotated,
+        },
         Some(Grant::Certificate(grant)) => {
             let leaf = grant.chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
             let Ok(period) = verify::period(leaf, grant.renew_at) else { return Stored::Nothing };

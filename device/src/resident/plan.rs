@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use assay_device_core::Rotation;
 use assay_mqtt::Backoff;
 
 /// The time, by the clocks of a machine.
@@ -33,7 +34,15 @@ pub(super) enum Stored {
         is_finished: bool,
     },
     /// An HMAC key in the TPM.
-    SharedKey,
+    SharedKey {
+        /// Its TPMT_PUBLIC.
+        key: Vec<u8>,
+        /// When to ask for the next one, and when that was decided, in seconds since 1970.
+        rotation: Rotation,
+        /// Whether the device has settled that this key stays. If not, the one before it stays,
+        /// too, until a broker has taken a token of this one.
+        is_settled: bool,
+    },
 }
 
 /// A conversation with the CA. It takes seconds, or minutes if the CA is away.
@@ -45,6 +54,24 @@ pub(super) enum Job {
     ProvisionAgain,
     /// Renews the certificate. The device's clock is not asked.
     Renew,
+    /// Gets the next HMAC key. The device's clock is not asked.
+    Rotate,
+    /// Removes the HMAC key before this one. The CA is not asked.
+    Settle,
+}
+
+impl Stored {
+    /// From when on it is good, and when to ask for the next one.
+    fn next_one(&self) -> Option<Rotation> {
+        match *self {
+            Self::Nothing => None,
+            Self::Certificate { not_before, renew_at, .. } => {
+                Some(Rotation { from: not_before, at: renew_at })
+            }
+            // Not before the device has settled that this key stays.
+            Self::SharedKey { rotation, is_settled, .. } => is_settled.then_some(rotation),
+        }
+    }
 }
 
 /// What is to be done now.
@@ -61,8 +88,8 @@ pub(super) enum Action {
 /// What came of an action, or what happened by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// The connection is there. A token is good for this long.
-    Connected { good_for: Option<Duration> },
+    /// The connection is there. A token is good for this long, and is of this HMAC key.
+    Connected { good_for: Option<Duration>, key: Option<Vec<u8>> },
     /// The attempt to connect failed.
     NotConnected(Obstacle),
     /// The connection that was there has ended.
@@ -120,7 +147,7 @@ pub(super) struct Wake {
 /// The resident agent's decisions.
 pub(super) struct Plan {
     stored: Stored,
-    /// Since when the device has the certificate, or has heard of the CA that it is not due.
+    /// Since when the device has the certificate or key, or has heard of the CA that it is not due.
     stored_since: Duration,
     /// Whether it is another one than the connection began with, and nobody has acted on that.
     has_changed: bool,
@@ -162,6 +189,8 @@ enum Doubt {
 /// The operational connection.
 struct Link {
     up_since: Option<Duration>,
+    /// The HMAC key that the connection which is there began with.
+    key: Option<Vec<u8>>,
     is_connecting: bool,
     /// Whether another connection is to take the place of the one that is there.
     is_to_be_replaced: bool,
@@ -209,6 +238,7 @@ impl Plan {
             doubt: None,
             link: Link {
                 up_since: None,
+                key: None,
                 is_connecting: false,
                 is_to_be_replaced: false,
                 good_until: None,
@@ -239,7 +269,7 @@ impl Plan {
     /// all is done.
     pub(super) fn is_another(&self, stored: &Stored) -> bool {
         let is_first = self.stored == Stored::Nothing;
-        let is_other = is_first || serial(stored) != serial(&self.stored);
+        let is_other = is_first || name(stored) != name(&self.stored);
         *stored != Stored::Nothing && (is_other || self.has_changed)
     }
 
@@ -320,10 +350,10 @@ impl Plan {
         if self.job.is_none() {
             if self.due(now).is_some() {
                 at(self.job_after);
-            } else if let Stored::Certificate { not_before, renew_at, .. } = self.stored {
-                at(self.stored_since + Duration::from_secs(renew_at.saturating_sub(not_before)));
-                wake.wall = Some(renew_at);
-                if let Some(ask_at) = self.configuration.ask_at {
+            } else if let Some(Rotation { from, at: due }) = self.stored.next_one() {
+                at(self.stored_since + Duration::from_secs(due.saturating_sub(from)));
+                wake.wall = Some(due);
+                if let Some(ask_at) = self.asks_for_configuration() {
                     at(ask_at);
                 }
             }
@@ -334,20 +364,23 @@ impl Plan {
     /// Which conversation with the CA is due, whatever it has to wait for.
     fn due(&self, now: Now) -> Option<Job> {
         match (self.doubt, &self.stored) {
-            (Some(Doubt::Refused), Stored::Certificate { .. } | Stored::SharedKey) => {
+            (Some(Doubt::Refused), Stored::Certificate { .. } | Stored::SharedKey { .. }) => {
                 Some(Job::ProvisionAgain)
             }
             (Some(Doubt::Gone), _) | (_, Stored::Nothing) => Some(Job::Provision),
-            (None, Stored::SharedKey) => None,
-            (None, Stored::Certificate { not_before, not_after, renew_at, is_finished, .. }) => {
-                // A clock that was set back, or none at all, must not keep a certificate for ever.
-                let held = now.boot.saturating_sub(self.stored_since).as_secs();
+            (None, Stored::SharedKey { key, is_settled, .. }) => {
+                if !is_settled && self.link.key.as_ref() == Some(key) {
+                    Some(Job::Settle)
+                } else {
+                    self.is_time_for_the_next_one(now).then_some(Job::Rotate)
+                }
+            }
+            (None, Stored::Certificate { not_after, is_finished, .. }) => {
                 if now.wall > *not_after || !is_finished {
                     Some(Job::Provision)
-                } else if now.wall >= *renew_at
-                    || held >= renew_at.saturating_sub(*not_before)
+                } else if self.is_time_for_the_next_one(now)
                     // The CA answers with the certificate that is there, and with what is new.
-                    || self.configuration.ask_at.is_some_and(|ask_at| now.boot >= ask_at)
+                    || self.asks_for_configuration().is_some_and(|ask_at| now.boot >= ask_at)
                 {
                     Some(Job::Renew)
                 } else {
@@ -357,11 +390,26 @@ impl Plan {
         }
     }
 
+    /// Whether the certificate or key is due, by the clock or because the device has had it for so
+    /// long. A clock that was set back, or none at all, must not keep it for ever.
+    fn is_time_for_the_next_one(&self, now: Now) -> bool {
+        let held = now.boot.saturating_sub(self.stored_since).as_secs();
+        self.stored
+            .next_one()
+            .is_some_and(|Rotation { from, at }| now.wall >= at || held >= at.saturating_sub(from))
+    }
+
+    /// When to ask the CA for a configuration, which comes with a certificate.
+    fn asks_for_configuration(&self) -> Option<Duration> {
+        let has_certificate = matches!(self.stored, Stored::Certificate { .. });
+        self.configuration.ask_at.filter(|_| has_certificate)
+    }
+
     fn wants_to_connect(&self, now: Now) -> bool {
         let is_usable = match &self.stored {
             Stored::Nothing => false,
             Stored::Certificate { not_after, .. } => now.wall <= *not_after,
-            Stored::SharedKey => true,
+            Stored::SharedKey { .. } => true,
         };
         let is_wanted = self.link.up_since.is_none() || self.link.is_to_be_replaced;
         is_usable && self.doubt.is_none() && is_wanted && !self.link.is_connecting
@@ -371,9 +419,10 @@ impl Plan {
     pub(super) fn handle(&mut self, now: Now, event: Event) {
         let random = (self.random)();
         match event {
-            Event::Connected { good_for } => {
+            Event::Connected { good_for, key } => {
                 let link = &mut self.link;
                 link.up_since = Some(now.boot);
+                link.key = key;
                 link.is_connecting = false;
                 link.is_to_be_replaced = false;
                 link.good_until = good_for.map(|time| now.boot + fresh_for(time, random));
@@ -390,6 +439,7 @@ impl Plan {
             Event::Lost => {
                 let link = &mut self.link;
                 let since = link.up_since.take();
+                link.key = None;
                 link.is_to_be_replaced = false;
                 link.good_until = None;
                 // Only a connection that lasted shows that the trouble is over.
@@ -432,7 +482,8 @@ impl Plan {
     fn job_ended(&mut self, now: Now, outcome: Result<(), Obstacle>, stored: Stored, random: u32) {
         let ended = self.job.take();
         let is_another = self.is_another(&stored);
-        if is_another || (ended == Some(Job::Renew) && outcome.is_ok()) {
+        let has_asked = matches!(ended, Some(Job::Renew | Job::Rotate)) && outcome.is_ok();
+        if is_another || has_asked {
             self.stored_since = now.boot;
         }
         if ended == Some(Job::Renew) && outcome.is_ok() {
@@ -479,10 +530,12 @@ impl Plan {
     }
 }
 
-fn serial(stored: &Stored) -> Option<&str> {
+/// By what a certificate or a key is told from others.
+fn name(stored: &Stored) -> Option<&[u8]> {
     match stored {
-        Stored::Certificate { serial, .. } => Some(serial),
-        Stored::Nothing | Stored::SharedKey => None,
+        Stored::Certificate { serial, .. } => Some(serial.as_bytes()),
+        Stored::SharedKey { key, .. } => Some(key),
+        Stored::Nothing => None,
     }
 }
 

@@ -50,6 +50,7 @@ enum Attempt {
     Rekey(#[serde(with = "IdentityRecord")] core::IdentityRecord),
     Unconfirmed(#[serde(with = "CertificateGrant")] core::CertificateGrant),
     Renewed(#[serde(with = "CertificateGrant")] core::CertificateGrant),
+    Rotated(#[serde(with = "SharedKeyGrant")] core::SharedKeyGrant),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -73,6 +74,20 @@ struct SharedKeyGrant {
     record: core::HmacRecord,
     #[serde(with = "as_text")]
     device_id: DeviceId,
+    /// Versions before there were rotations did not write it.
+    #[serde(default = "of_unknown_age", with = "Rotation")]
+    rotation: core::Rotation,
+}
+
+fn of_unknown_age() -> core::Rotation {
+    core::Rotation::AT_ONCE
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "core::Rotation", deny_unknown_fields)]
+struct Rotation {
+    from: u64,
+    at: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -95,18 +110,20 @@ struct HmacRecord {
     #[serde(with = "as_text")]
     parent: ParentKind,
     hmac_handle: u32,
+    first_handle: u32,
     #[serde(with = "keys")]
     keys: Vec<HmacPublic>,
 }
 
 impl HmacRecord {
     fn deserialize<'de, D: Deserializer<'de>>(file: D) -> Result<core::HmacRecord, D::Error> {
-        let HmacRecordText { shown, parent, srk, hmac_handle, keys } =
+        let HmacRecordText { shown, parent, srk, hmac_handle, first_handle, keys } =
             HmacRecordText::deserialize(file)?;
+        let first_handle = first_handle.unwrap_or(hmac_handle);
         let parent = parent.or_else(|| Some(format!("srk-{}", srk?)));
         let parent = parent.ok_or_else(|| de::Error::custom("an HMAC key without a parent"))?;
         let parent = parent.parse().map_err(de::Error::custom)?;
-        Ok(core::HmacRecord { shown, parent, hmac_handle, keys })
+        Ok(core::HmacRecord { shown, parent, hmac_handle, first_handle, keys })
     }
 }
 
@@ -120,6 +137,8 @@ struct HmacRecordText {
     parent: Option<String>,
     srk: Option<String>,
     hmac_handle: u32,
+    /// Before there were rotations, no key was moved.
+    first_handle: Option<u32>,
     #[serde(with = "keys")]
     keys: Vec<HmacPublic>,
 }

@@ -306,7 +306,7 @@ fn shared_key_is_asked_for_once_and_signs_tokens() -> Result<()> {
     assert_eq!(status.keys.flow, Flow::SharedKey);
     assert_eq!(status.keys.key, OwnKey::Hmac { parent: ParentKind::P256, hmac_handle: HMAC_KEY });
     assert!(
-        matches!(status.credential, Some(CredentialStatus::SharedKey { device_id }) if device_id == "pump-17")
+        matches!(status.credential, Some(CredentialStatus::SharedKey { device_id, .. }) if device_id == "pump-17")
     );
     assert_nothing_loaded(&lab.swtpm)
 }
@@ -626,6 +626,7 @@ fn activation(key: WrappedKey) -> Result<ActivationReply> {
         symmetric_seed: key.symmetric_seed.try_into()?,
         key_public: key.public.try_into()?,
         device_id: "pump-17".parse()?,
+        rotate_after: None,
     })
 }
 

@@ -156,7 +156,8 @@ impl Planner {
                 let admitted = Admitted::decide(*offered, ek, records)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let parent = AdmittedParent::decide(&admitted, parent, records)?;
-                Plan::Register(Box::new(KeyOffer::decide(admitted, parent, records)?), basis)
+                let offer = KeyOffer::decide(admitted, parent, records, &ca.profile, now)?;
+                Plan::Register(Box::new(offer), basis)
             }
             Examined::Ping => Plan::Pong,
             Examined::Renew(evidence) => {

@@ -120,6 +120,7 @@ fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
         recent_unconfirmed: small(row, 11)?,
         shared_key,
         recent_generations: small(row, 15)?,
+        key_used_since: row.get::<_, Option<i64>>(30).map(time).transpose()?,
         id_holder: optional_ek_id(row, 16)?,
         other_ek: optional_ek_id(row, 17)?,
     };
@@ -189,7 +190,8 @@ const SNAPSHOTS: &str = "SELECT
     CASE WHEN $9::bool AND c.ik_id = k.ik AND c.not_after > q.now THEN c.der END, w.digests,
     a.newest, a.count, w.iks,
     (SELECT max(greatest(r.confirmed_at, r.issued_at)) FROM certificates r
-     WHERE r.ek_id = q.ek AND r.confirmed_at IS NOT NULL)
+     WHERE r.ek_id = q.ek AND r.confirmed_at IS NOT NULL),
+    nullif(s.day, 0)
 FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[], $11::bool[],
             $12::bool[])
          WITH ORDINALITY q(ek, ik, named, derived, waiting, now, of_active, of_ek, number)

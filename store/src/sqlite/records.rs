@@ -65,17 +65,19 @@ pub(super) fn records(
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| row.get(0))?;
     let shared_key = connection
         .prepare_cached(
-            "SELECT generation, is_used, plain_srk_generation, iif(day > ?2, today, 0) FROM \
-             shared_keys WHERE ek_id = ?1",
+            "SELECT generation, is_used, plain_srk_generation, iif(day > ?2, today, 0), \
+             nullif(day, 0) FROM shared_keys WHERE ek_id = ?1",
         )?
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
             let (generation, is_used, plain_srk_generation) =
                 (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok((SharedKeyOnRecord { generation, is_used, plain_srk_generation }, row.get(3)?))
+            let used_since: Option<i64> = row.get(4)?;
+            let used_since = used_since.map(|since| time(4, since)).transpose()?;
+            let key = SharedKeyOnRecord { generation, is_used, plain_srk_generation };
+            Ok((Some(key), row.get(3)?, used_since))
         })
         .optional()?;
-    let (shared_key, recent_generations) =
-        shared_key.map_or((None, 0), |(key, recent)| (Some(key), recent));
+    let (shared_key, recent_generations, key_used_since) = shared_key.unwrap_or_default();
     let (id_holder, other_ek) = match about {
         IdInQuestion::Is(device) => (holder(connection, device)?, None),
         IdInQuestion::Due { derived, other_eks } => {
@@ -90,6 +92,7 @@ pub(super) fn records(
         recent_unconfirmed,
         shared_key,
         recent_generations,
+        key_used_since,
         id_holder,
         other_ek,
     };

@@ -202,9 +202,19 @@ pub(crate) fn accept(
     device: &str,
     generation: u32,
 ) -> Result<(), StoreError> {
+    accept_at(store, ek_id, device, generation, now())
+}
+
+pub(crate) fn accept_at(
+    store: &mut Any,
+    ek_id: EkId,
+    device: &str,
+    generation: u32,
+    at: OffsetDateTime,
+) -> Result<(), StoreError> {
     let (assurance, device_id) = (Assurance::VendorCertificate, id(device));
-    let basis = Some(basis(&mut **store, Question::about(ek_id, &device_id, now()))?);
-    let first_use = unchecked::first_use(ek_id, device_id, assurance, generation, now());
+    let basis = Some(basis(&mut **store, Question::about(ek_id, &device_id, at))?);
+    let first_use = unchecked::first_use(ek_id, device_id, assurance, generation, at);
     let entry = Entry { act: Act::Accept(first_use), basis, audit: None };
     assert_eq!(record(&mut **store, entry)?, Recorded::Done);
     Ok(())

@@ -69,6 +69,7 @@ on_both! {
     device_that_does_not_exist_is_let_in_until_its_certificate_is_revoked_and_then_forgotten,
     disabling_reaches_enrolled_and_registered_eks,
     generations_taken_into_use_are_counted_for_a_day,
+    it_is_on_record_since_when_a_shared_key_is_used,
     key_that_was_never_offered_is_never_used,
     many_are_enrolled_or_none,
     numbers_of_revocation_lists_stand_for_states_one_after_the_other,
@@ -968,6 +969,25 @@ fn generations_taken_into_use_are_counted_for_a_day(fixture: &Fixture) {
     assert_eq!(recent(&mut store, now()), 3);
     assert_eq!(recent(&mut store, now() + Duration::DAY - Duration::SECOND), 3);
     assert_eq!(recent(&mut store, now() + Duration::DAY), 0);
+}
+
+fn it_is_on_record_since_when_a_shared_key_is_used(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let since = |store: &mut Any| records(store, ek(1), now()).key_used_since;
+    assert_eq!(since(&mut store), None);
+    offer(&mut store, ek(1), "pump-1", 1);
+    assert_eq!(since(&mut store), None, "nobody has used it");
+    accept(&mut store, ek(1), "pump-1", 1).unwrap();
+    assert_eq!(since(&mut store), Some(now()));
+    let much_later = now() + Duration::days(80);
+    offer_at(&mut store, ParentKind::Import, (ek(1), "pump-1", 2), much_later);
+    assert_eq!(since(&mut store), Some(now()), "an offer changes nothing");
+    accept_at(&mut store, ek(1), "pump-1", 2, much_later).unwrap();
+    assert_eq!(since(&mut store), Some(much_later));
+    // The next one within a day counts as taken into use with it.
+    let soon = much_later + Duration::hours(23);
+    accept_at(&mut store, ek(1), "pump-1", 3, soon).unwrap();
+    assert_eq!(since(&mut store), Some(much_later));
 }
 
 fn a_change_of_anchors_changes_their_version(fixture: &Fixture) {

@@ -21,6 +21,8 @@ pub(crate) struct Device {
     pub(crate) clock_error: i64,
     /// Whether the CA takes a certificate for a key that is in its TPM.
     pub(crate) has_good_key: bool,
+    /// Whether the CA takes a shared key that is in its TPM.
+    pub(crate) has_good_shared_key: bool,
     /// Every shared key that its TPM opened.
     pub(crate) keys: Vec<HmacKey>,
 }
@@ -37,13 +39,22 @@ pub(crate) struct Run {
 impl Device {
     pub(crate) fn new(number: usize) -> Self {
         let (tpm, memory) = (Tpm::new(number), Memory::default());
-        Self { tpm, memory, run: None, clock_error: 0, has_good_key: false, keys: Vec::new() }
+        Self {
+            tpm,
+            memory,
+            run: None,
+            clock_error: 0,
+            has_good_key: false,
+            has_good_shared_key: false,
+            keys: Vec::new(),
+        }
     }
 
     /// TPM2_Clear.
     pub(crate) fn clear_tpm(&mut self) {
         self.tpm.clear();
         self.has_good_key = false;
+        self.has_good_shared_key = false;
     }
 
     /// Begins a run. A run that is under way ends.

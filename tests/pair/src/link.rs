@@ -139,17 +139,23 @@ impl Link {
                 ReplyBody::Confirmed(ConfirmedReply { receipt: [0; Receipt::LEN].into() })
             }
             // The oldest certificate that was ever on the link.
-            RequestBody::Renew(_) => self.oldest_certificate().unwrap_or_else(refusal),
+            RequestBody::Renew(_) => self
+                .oldest(|body| matches!(body, ReplyBody::Certificate(_)))
+                .unwrap_or_else(refusal),
+            // The oldest shared key.
+            RequestBody::Register(_) => {
+                self.oldest(|body| matches!(body, ReplyBody::Activation(_))).unwrap_or_else(refusal)
+            }
             RequestBody::Adopt(_) => ReplyBody::Adopted,
             _ => refusal(),
         };
         Some(Reply { id, body }.encode())
     }
 
-    fn oldest_certificate(&self) -> Option<ReplyBody> {
+    fn oldest(&self, is_it: impl Fn(&ReplyBody) -> bool) -> Option<ReplyBody> {
         let replies = self.history.iter().filter(|sent| sent.to == To::Device);
         let bodies = replies.filter_map(|sent| Some(Reply::decode(&sent.message).ok()?.body));
-        bodies.into_iter().find(|body| matches!(body, ReplyBody::Certificate(_)))
+        bodies.into_iter().find(is_it)
     }
 
     /// What the CA has planned and signed, but not recorded.

@@ -17,8 +17,8 @@ pub enum Op {
         /// After how many actions the run pauses; `None` lets it go to its end.
         pause: Option<u8>,
     },
-    /// A device begins a run in which it asks the CA to renew its certificate. A run that is under
-    /// way ends.
+    /// A device begins a run in which it asks the CA to renew its certificate, or for its next
+    /// shared key. A run that is under way ends.
     Renew {
         /// The device.
         device: usize,
@@ -39,7 +39,7 @@ pub enum Op {
         /// Whether the device connects with what it has then.
         connects: bool,
     },
-    /// Time passes until a device's certificate is due for renewal.
+    /// Time passes until a device's certificate or shared key is due.
     WaitUntilDue(usize),
     /// A run that paused goes on for this many actions; `None` lets it go to its end.
     GoOn(usize, Option<u8>),

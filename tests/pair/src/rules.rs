@@ -88,6 +88,8 @@ pub(crate) struct Standing {
     given_up: BTreeSet<[u8; 32]>,
     /// The generations of shared keys that the TPM opened.
     keys: BTreeSet<u32>,
+    /// Whether the CA ever accepted a token. Until then it may forget what it offered.
+    has_used_a_key: bool,
     /// Every generation below this one is retired.
     floor: u32,
     highest_offer: u32,
@@ -391,6 +393,7 @@ impl Rules {
                 );
                 rule!(generation >= standing.floor, "a retired key was accepted");
                 standing.floor = generation;
+                standing.has_used_a_key = true;
                 self.registers(ek_id, &device_id)?;
             }
         }
@@ -530,6 +533,25 @@ impl Rules {
             "a device has no certificate any more whose key is in its TPM"
         );
         Ok(has_good_key)
+    }
+
+    /// Whether the CA takes a shared key that is in the device's TPM. Once it does, only whoever
+    /// clears the TPM, or acts at the CA, can change that.
+    pub(crate) fn check_shared_key(&self, device: &Device) -> Result<bool, Broken> {
+        let has_good_key = device.tpm.hmac_publics().any(|public| self.takes(public));
+        rule!(
+            has_good_key || !device.has_good_shared_key,
+            "a device has no shared key any more that the CA takes"
+        );
+        Ok(has_good_key)
+    }
+
+    /// Whether the CA takes a shared key, of an EK that has used one.
+    pub(crate) fn takes(&self, public: &[u8]) -> bool {
+        self.offers.get(public).is_some_and(|(ek, generation)| {
+            let standing = self.eks.get(ek);
+            standing.is_some_and(|it| it.has_used_a_key && *generation >= it.floor)
+        })
     }
 
     /// Which certificates should be good at a broker.

@@ -79,6 +79,11 @@ impl Tpm {
         self.hmac_keys.get(&handle)
     }
 
+    /// The TPMT_PUBLIC of its HMAC keys.
+    pub(crate) fn hmac_publics(&self) -> impl Iterator<Item = &[u8]> {
+        self.hmac_keys.values().map(|key| &key.public[..])
+    }
+
     /// Does what a machine asks. `next_ik` is the number of the identity key that it makes next,
     /// and `learn` gets secrets.
     pub(crate) fn run(

@@ -6,8 +6,8 @@ use std::time::Duration;
 use assay_broker_plugin::certificate::ClientCertificate;
 use assay_ca_core::Reprovision;
 use assay_device_core::{
-    Action, Attempt, CertificateGrant, Event, Failure, Grant, Memory, Pinning, ProvisionRequest,
-    Provisioned, TpmOperation, Trouble,
+    Action, Attempt, CertificateGrant, Event, Failure, Grant, HmacPublic, Memory, Pinning,
+    ProvisionRequest, Provisioned, SharedKeyGrant, TpmOperation, Trouble, Verdict,
 };
 use assay_store::{CertificateStatus, NewEnrolment, Tags};
 use assay_wire::{
@@ -115,6 +115,7 @@ impl World {
         for device in &mut self.devices {
             self.rules.check_belief(device.tpm.ek_id(), &device.memory)?;
             device.has_good_key = self.rules.check_key(device)?;
+            device.has_good_shared_key = self.rules.check_shared_key(device)?;
         }
         if std::mem::replace(&mut self.checked, self.rules.changes) != self.rules.changes {
             self.check_brokers()?;
@@ -200,6 +201,9 @@ impl World {
                 let index = keys.len().checked_sub(1 + usize::from(age));
                 if let Some(key) = index.map(|index| keys[index].clone()) {
                     let name = self.names[&key.public].clone();
+                    // A TPM has opened it, but does not keep it.
+                    let Device { tpm, has_good_shared_key, .. } = &mut self.devices[device];
+                    *has_good_shared_key &= tpm.hmac_publics().any(|held| held == key.public);
                     self.sign_in_by_token(device, &key, &name)?;
                 }
             }
@@ -211,6 +215,7 @@ impl World {
                 self.ca.remove(&ek, ca_time);
                 self.rules.removed(ek);
                 self.devices[device].has_good_key = false;
+                self.devices[device].has_good_shared_key = false;
             }
             Op::Disable(device) => self.set_disabled(device, true),
             Op::Enable(device) => self.set_disabled(device, false),
@@ -219,6 +224,7 @@ impl World {
                 let ek = self.ek(device);
                 if self.ca.retire_shared_key(&ek) {
                     self.rules.key_retired(ek);
+                    self.devices[device].has_good_shared_key = false;
                 }
             }
             Op::ChangeTicketKey => {
@@ -273,8 +279,16 @@ impl World {
     }
 
     fn wait_until_due(&mut self, device: usize) -> Result<(), Broken> {
-        let Some(due) = self.rules.due(self.ek(device)) else { return Ok(()) };
-        let left = due - self.ca_time();
+        let first = self.devices[device].memory.credentials().next();
+        let left = match first {
+            Some(Grant::SharedKey(SharedKeyGrant { rotation, .. })) => {
+                time(rotation.at.cast_signed()) - time(self.device_time(device))
+            }
+            _ => {
+                let Some(due) = self.rules.due(self.ek(device)) else { return Ok(()) };
+                due - self.ca_time()
+            }
+        };
         if left.is_positive() && self.now < LONGEST {
             self.pass(left.unsigned_abs())?;
         }
@@ -414,7 +428,7 @@ impl World {
         device: usize,
         operation: TpmOperation,
     ) -> Result<Result<assay_device_core::TpmAnswer, assay_device_core::TpmFailure>, Broken> {
-        let Device { tpm, memory, .. } = &mut self.devices[device];
+        let Device { tpm, memory, has_good_shared_key, .. } = &mut self.devices[device];
         let blob = match &operation {
             TpmOperation::Activate { blob, .. } => blob.clone(),
             TpmOperation::Sign { message, .. } => {
@@ -432,10 +446,20 @@ impl World {
             _ => Vec::new(),
         };
         let mut learned = Vec::new();
-        let removes = matches!(operation, TpmOperation::RemoveKey { .. });
+        let removes =
+            matches!(operation, TpmOperation::RemoveKey { .. } | TpmOperation::KeepHmacKey { .. });
+        if let TpmOperation::KeepHmacKey { key, replaced: Some(replaced), .. } = &operation
+            && self.rules.takes(replaced)
+            && !self.rules.takes(&key.public)
+        {
+            // A device that registers again, because a broker did not take its key, believes the
+            // answer. One that rotates its key does not.
+            *has_good_shared_key = false;
+        }
         let answer = tpm.run(operation, &mut self.next_ik, |secret| learned.push(secret));
         if removes {
             self.rules.check_key(&self.devices[device])?;
+            self.rules.check_shared_key(&self.devices[device])?;
         }
         let Device { tpm, keys, .. } = &mut self.devices[device];
         let ek = tpm.ek_id();
@@ -524,14 +548,31 @@ impl World {
         match first {
             None => Ok(false),
             Some(Grant::Certificate(grant)) => self.sign_in_by_certificate(device, &grant),
-            Some(Grant::SharedKey(grant)) => {
-                let key = self.devices[device].tpm.hmac_key(grant.record.hmac_handle).cloned();
-                match key {
-                    Some(key) => self.sign_in_by_token(device, &key, &grant.device_id),
-                    None => Ok(false),
-                }
-            }
+            Some(Grant::SharedKey(_)) => self.sign_in_by_key(device),
         }
+    }
+
+    /// Connects with the first shared key that is in the TPM. If that waits for its first use, the
+    /// device settles what the broker said.
+    fn sign_in_by_key(&mut self, device: usize) -> Result<bool, Broken> {
+        let Device { tpm, memory, .. } = &self.devices[device];
+        let found = memory.credentials().find_map(|grant| {
+            let Grant::SharedKey(grant) = grant else { return None };
+            let key = tpm.hmac_key(grant.record.hmac_handle)?.clone();
+            grant.record.keys.contains(&HmacPublic(key.public.clone())).then_some((grant, key))
+        });
+        let Some((grant, key)) = found else { return Ok(false) };
+        let waits = memory.attempt == Some(Attempt::Rotated(grant.clone()));
+        let is_let_in = self.sign_in_by_token(device, &key, &grant.device_id)?;
+        if waits && self.devices[device].run.is_none() {
+            let verdict = if is_let_in { Verdict::Accepted } else { Verdict::Refused };
+            let broker_said = Some(verdict);
+            let plain = ProvisionRequest::new(self.scope.clone());
+            let request = ProvisionRequest { broker_said, ..plain };
+            self.devices[device].begin(request, false, self.now);
+            self.drive(device, None)?;
+        }
+        Ok(is_let_in)
     }
 
     /// Connects to a broker with a certificate that is not confirmed yet.

@@ -2,13 +2,14 @@
 
 use assay_wire::{ActivationReply, DeviceId, EkId, Scope};
 use rand_core::CryptoRng;
+use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use super::key::MasterSecret;
 use super::parent::AdmittedParent;
 use crate::admission::Admitted;
 use crate::ek::assurance::Assurance;
-use crate::profile::SharedKeyFlow;
+use crate::profile::{Profile, SharedKeyFlow};
 use crate::records::{FIRST_GENERATION, QUOTA, Records, Reprovision, SharedKeyOnRecord};
 use crate::rejection::fitting;
 use crate::tpm::credential::make_credential;
@@ -25,6 +26,16 @@ pub struct KeyOffer {
     admitted: Admitted<SharedKeyFlow>,
     parent: AdmittedParent,
     generation: u32,
+    rotation: Option<Rotation>,
+}
+
+/// When a device is to ask for the next key.
+#[derive(Clone, Copy, Debug)]
+struct Rotation {
+    /// The CA gives the next one from this time on.
+    due_in: Duration,
+    /// The device is told to come this much later at most.
+    spread: Duration,
 }
 
 impl KeyOffer {
@@ -36,13 +47,25 @@ impl KeyOffer {
     ///
     /// A key that was offered to a plain storage root key is never offered to an import parent,
     /// because it may be known outside of the TPM.
+    ///
+    /// A device that gets the same key by policy gets the next one once the key is due to be
+    /// rotated: after three quarters of the [time](Profile::rotate_after) for which it is used.
     pub fn decide(
         admitted: Admitted<SharedKeyFlow>,
         parent: AdmittedParent,
         records: &Records,
+        profile: &Profile,
+        now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
-        let generation = generation(admitted.ek.ek_id(), parent.kind(), records)?;
-        Ok(Self { admitted, parent, generation })
+        let left = Rotation::of_key_in_use(records, profile, now);
+        let is_due = left.is_some_and(|left| left.due_in <= Duration::ZERO);
+        let generation = generation(admitted.ek.ek_id(), parent.kind(), records, is_due)?;
+        let is_in_use =
+            records.shared_key.is_some_and(|it| it.is_used && it.generation == generation);
+        let rotation = if is_in_use { left } else { Rotation::of_new_key(profile) };
+        // Under this policy there is no next one.
+        let rotation = rotation.filter(|_| records.reprovision() != Reprovision::Never);
+        Ok(Self { admitted, parent, generation, rotation })
     }
 
     /// Makes the shared key in the form that the device's TPM can load.
@@ -79,6 +102,7 @@ impl KeyOffer {
             symmetric_seed: fitting("the symmetric seed", duplicate.encrypted_seed)?,
             key_public: fitting("the key's public area", object.public().to_vec())?,
             device_id: self.device_id().clone(),
+            rotate_after: self.rotation.map(|rotation| rotation.advice(rng)),
         })
     }
 
@@ -96,6 +120,33 @@ impl KeyOffer {
             generation: self.generation,
             parent: self.parent.kind(),
         }
+    }
+}
+
+impl Rotation {
+    /// `None` if the CA does not have keys rotated.
+    fn of_new_key(profile: &Profile) -> Option<Self> {
+        let spread = profile.rotate_after()? / SPREAD;
+        Some(Self { due_in: spread * (SPREAD - 1), spread })
+    }
+
+    /// The rotation of the key that is on record as used. One that nobody knows the age of is due.
+    fn of_key_in_use(records: &Records, profile: &Profile, now: OffsetDateTime) -> Option<Self> {
+        let Self { due_in, spread } = Self::of_new_key(profile)?;
+        let left = records.key_used_since.map(|since| since + due_in - now);
+        // By a clock that was set back since, it would be more than there ever was.
+        let left = left.unwrap_or_default().clamp(Duration::ZERO, due_in);
+        Some(Self { due_in: left, spread })
+    }
+
+    /// What the device is told: each device another time, so that a fleet that was provisioned at
+    /// once does not come back at once.
+    fn advice(self, rng: &mut dyn CryptoRng) -> u32 {
+        let spread = self.spread.whole_seconds().unsigned_abs();
+        let jitter = (u128::from(rng.next_u64()) * u128::from(spread)) >> u64::BITS;
+        let due_in = self.due_in.whole_seconds().unsigned_abs();
+        let jitter = u64::try_from(jitter).expect("it is less than the spread");
+        u32::try_from(due_in + jitter).unwrap_or(u32::MAX)
     }
 }
 
@@ -136,21 +187,31 @@ impl OfferedKey {
     }
 }
 
-fn generation(ek: EkId, parent: ParentKind, records: &Records) -> Result<u32, Rejection> {
+fn generation(
+    ek: EkId,
+    parent: ParentKind,
+    records: &Records,
+    is_due: bool,
+) -> Result<u32, Rejection> {
     let Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation }) = records.shared_key
     else {
         return Ok(FIRST_GENERATION);
     };
     let count = records.recent_generations;
     let generation = match records.reprovision() {
-        Reprovision::Reuse => generation,
         _ if !is_used => generation,
         Reprovision::Never => return Err(Rejection::ReprovisionRefused { ek }),
-        Reprovision::Reissue if count >= QUOTA => return Err(Rejection::QuotaExceeded { count }),
-        Reprovision::Reissue => generation.saturating_add(1),
+        Reprovision::Reuse if !is_due => generation,
+        Reprovision::Reissue | Reprovision::Reuse if count >= QUOTA => {
+            return Err(Rejection::QuotaExceeded { count });
+        }
+        Reprovision::Reissue | Reprovision::Reuse => generation.saturating_add(1),
     };
     Ok(match parent {
         ParentKind::Import => generation.max(plain_srk_generation.saturating_add(1)),
         ParentKind::PlainSrk => generation,
     })
 }
+
+/// Devices are told to come within the last such part of the time for which a key is used.
+const SPREAD: i32 = 4;

@@ -36,6 +36,12 @@ pub(crate) struct FakeCa {
     /// The serial numbers of sealed certificates that were confirmed.
     pub(crate) confirmed: Vec<u8>,
     pub(crate) keys_sent: u8,
+    /// Whether it sends the key that it sent last.
+    pub(crate) repeats_key: bool,
+    /// The key that was used last. No earlier one is taken.
+    pub(crate) key_in_use: u8,
+    /// After how many seconds it tells devices to ask for the next key.
+    pub(crate) rotate_after: Option<u32>,
     /// The only EK that is enrolled, if not all are.
     pub(crate) enrolled: Option<EkKind>,
     /// The problems that it answers with before anything else, in turn.
@@ -138,7 +144,9 @@ impl FakeCa {
                 ReplyBody::Confirmed(ConfirmedReply { receipt })
             }
             (RequestBody::Register(bundle), Some(ek)) => {
-                self.keys_sent += 1;
+                if !self.repeats_key || self.keys_sent == 0 {
+                    self.keys_sent += 1;
+                }
                 let public = vec![self.keys_sent; 20];
                 let parts = [&[2][..], &[3], &[4], &public].concat();
                 ReplyBody::Activation(ActivationReply {
@@ -148,6 +156,7 @@ impl FakeCa {
                     symmetric_seed: vec![4].try_into().unwrap(),
                     key_public: public.try_into().unwrap(),
                     device_id: "pump-17".parse().unwrap(),
+                    rotate_after: self.rotate_after,
                 })
             }
             _ => ReplyBody::Pong,
@@ -273,6 +282,11 @@ impl FakeCa {
             return Ok(());
         }
         Err(ProblemCode::CertificateNotInForce)
+    }
+
+    /// Whether it takes a token of this HMAC key.
+    pub(crate) fn takes_key(&self, key: &[u8]) -> bool {
+        (self.key_in_use.max(1)..=self.keys_sent).contains(&key[0])
     }
 
     /// Whether a broker lets in a device that shows this certificate.

@@ -29,7 +29,7 @@ fn run_that_ends_after_any_action_is_gone_on_with_by_the_next() {
                 }
                 Flow::SharedKey => {
                     let Some(Grant::SharedKey(grant)) = &world.memory.in_use else { panic!() };
-                    let held = HmacPublic(world.tpm.hmac_key.clone().unwrap());
+                    let held = HmacPublic(world.tpm.hmac_key().unwrap());
                     assert_eq!(grant.record.keys, [held], "after {actions} actions");
                 }
             }

@@ -8,6 +8,7 @@ mod network;
 mod refusals;
 mod rekey;
 mod renew;
+mod rotate;
 mod runs;
 mod sequences;
 mod tpm;

@@ -76,7 +76,7 @@ fn reply_altered_in_any_byte_gives_nothing_that_the_ca_did_not_give() {
                     Ok(provisioned) if flow != Flow::SharedKey => {
                         assert_eq!(serial(&provisioned), "0");
                     }
-                    Ok(_) => assert_eq!(world.tpm.hmac_key.as_ref().unwrap().len(), 20),
+                    Ok(_) => assert_eq!(world.tpm.hmac_key().unwrap().len(), 20),
                     Err(Failure::Answer(_) | Failure::Refused(_)) => {
                         // Only a sealed certificate that is good is kept before the end.
                         let is_kept = world.memory.in_use.is_some();

@@ -46,13 +46,13 @@ fn refusal_ends_the_run_and_leaves_what_is_in_use_alone() {
         let mut world = World::default();
         world.run(request(flow)).unwrap().unwrap();
         let in_use = world.memory.in_use.clone();
-        let key = world.tpm.hmac_key.clone();
+        let key = world.tpm.hmac_key();
         for code in [ProblemCode::DeviceDisabled, ProblemCode::EkNotEnrolled] {
             world.ca.problems.push_back(a_problem(code));
             let again = ProvisionRequest { again: true, ..request(flow) };
             let failure = world.run(again).unwrap();
             assert_eq!(failure, Err(Failure::Refused(a_problem(code))), "{flow}");
-            assert_eq!((&world.memory.in_use, &world.tpm.hmac_key), (&in_use, &key));
+            assert_eq!((&world.memory.in_use, &world.tpm.hmac_key()), (&in_use, &key));
         }
     }
 }
@@ -140,7 +140,7 @@ fn credential_of_another_device_than_the_one_asked_for_is_refused() {
             matches!(failure, Err(Failure::Answer(AnswerError::OtherDevice { .. }))),
             "{flow}: {failure:?}"
         );
-        assert_eq!((&world.memory.in_use, &world.tpm.hmac_key), (&None, &None));
+        assert_eq!((&world.memory.in_use, &world.tpm.hmac_key()), (&None, &None));
 
         // The stored credential does not pass for the other device's.
         world.run(request(flow)).unwrap().unwrap();

@@ -42,7 +42,8 @@ pub(crate) fn kinds(world: &World) -> Vec<&'static str> {
         RequestBody::Renew(_) => "renew",
         RequestBody::Adopt(_) => "adopt",
         RequestBody::Rekey(_) => "rekey",
-        RequestBody::Register(_) | RequestBody::Ping => "another",
+        RequestBody::Register(_) => "register",
+        RequestBody::Ping => "ping",
     };
     world.ca.heard.iter().map(kind).collect()
 }

@@ -55,7 +55,7 @@ fn hmac_key_that_the_tpm_keeps_is_the_one_that_is_stored() {
     let mut world = World::default();
     world.run(request(Flow::SharedKey)).unwrap().unwrap();
     let Some(Grant::SharedKey(grant)) = &world.memory.in_use else { panic!() };
-    assert_eq!(grant.record.keys, [HmacPublic(world.tpm.hmac_key.clone().unwrap())]);
+    assert_eq!(grant.record.keys, [HmacPublic(world.tpm.hmac_key().unwrap())]);
 }
 
 #[test]
@@ -73,11 +73,11 @@ fn device_without_its_state_finds_its_key_and_gets_the_same_certificate() {
 fn device_without_its_state_leaves_an_hmac_key_alone_that_it_does_not_know() {
     let mut world = World::default();
     world.run(request(Flow::SharedKey)).unwrap().unwrap();
-    let key = world.tpm.hmac_key.clone();
+    let key = world.tpm.hmac_key();
     world.memory = Memory::default();
     let failure = world.run(request(Flow::SharedKey)).unwrap().unwrap_err();
     assert!(matches!(failure, Failure::Tpm(_)), "{failure}");
-    assert_eq!(world.tpm.hmac_key, key);
+    assert_eq!(world.tpm.hmac_key(), key);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use assay_device_core::{Credential, Grant, HmacPublic, Memory, ProvisionRequest, Trouble};
+use assay_device_core::{Credential, Grant, Memory, ProvisionRequest, Trouble};
 use assay_wire::{Flow, Problem, ProblemCode};
 
 use crate::request;
@@ -19,6 +19,7 @@ fn run_without_faults_succeeds_after_any_sequence_of_faults() {
             _ => &[Flow::Ticket, Flow::Sealed],
         };
         let mut world = World::default();
+        world.ca.rotate_after = [None, Some(20 * 86_400)][chance.below(2)];
         for _ in 0..chance.below(6) {
             world.fates = (0..chance.below(5)).map(|_| fate(&mut chance)).collect();
             world.troubles =
@@ -29,13 +30,16 @@ fn run_without_faults_succeeds_after_any_sequence_of_faults() {
             let (again, renew) = (chance.below(3) == 0, chance.below(4) == 0);
             let flow = flows[chance.below(flows.len())];
             _ = world.run(ProvisionRequest { again, renew, ..request(flow) });
+            if chance.below(2) == 0 {
+                world.sign_in_by_key();
+            }
             // So that certificates are due for renewal, or expire.
             world.now += Duration::from_secs(86_400 * [0, 0, 30, 61][chance.below(4)]);
             if chance.below(6) == 0 {
                 world.tpm.clear();
             }
             // Without its state, a device does not touch an HMAC key that may be somebody else's.
-            if chance.below(6) == 0 && world.tpm.hmac_key.is_none() {
+            if chance.below(6) == 0 && world.tpm.hmac_keys.is_empty() {
                 world.memory = Memory::default();
             }
         }
@@ -56,8 +60,11 @@ fn run_without_faults_succeeds_after_any_sequence_of_faults() {
                 assert!(world.is_let_in(), "seed {seed}");
             }
             (Credential::SharedKey { .. }, Some(Grant::SharedKey(grant))) => {
-                let held = world.tpm.hmac_key.clone().map(HmacPublic);
+                let held = world.key_at(grant.record.hmac_handle);
                 assert_eq!(grant.record.keys.as_slice(), held.as_slice(), "seed {seed}");
+                assert!(world.sign_in_by_key(), "seed {seed}");
+                // A rotation that the power cut short leaves a key that the next one replaces.
+                assert!(world.remembers_all_keys(), "seed {seed}");
             }
             other => panic!("seed {seed}: {other:?}"),
         }

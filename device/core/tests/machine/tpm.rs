@@ -1,10 +1,10 @@
-//! A TPM that keeps identity keys and one HMAC key.
+//! A TPM that keeps identity keys and HMAC keys.
 
 use std::collections::BTreeMap;
 
 use assay_device_core::{
-    DEFAULT_IK_HANDLE, EkCertificates, EkKind, EndorsementKey, KeyPublic, OpenedKey, ParentKind,
-    TpmAnswer, TpmFailure, TpmFailureKind, TpmOperation,
+    DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, EkCertificates, EkKind, EndorsementKey, KeyPublic,
+    OpenedKey, ParentKind, TpmAnswer, TpmFailure, TpmFailureKind, TpmOperation,
 };
 use assay_wire::EkId;
 use zeroize::Zeroizing;
@@ -15,7 +15,8 @@ use crate::tag;
 pub(crate) struct FakeTpm {
     /// The identity key at each handle.
     pub(crate) iks: BTreeMap<u32, [u8; 32]>,
-    pub(crate) hmac_key: Option<Vec<u8>>,
+    /// The HMAC key at each handle.
+    pub(crate) hmac_keys: BTreeMap<u32, Vec<u8>>,
     /// The operations that fail.
     pub(crate) fails: Option<fn(&TpmOperation) -> bool>,
     /// How often it was cleared.
@@ -31,6 +32,11 @@ impl FakeTpm {
     /// The identity key at the handle that is used first.
     pub(crate) fn ik(&self) -> Option<[u8; 32]> {
         self.iks.get(&DEFAULT_IK_HANDLE).copied()
+    }
+
+    /// The HMAC key at the handle that is used first.
+    pub(crate) fn hmac_key(&self) -> Option<Vec<u8>> {
+        self.hmac_keys.get(&DEFAULT_HMAC_HANDLE).cloned()
     }
 
     fn ik_at(&self, handle: u32) -> Result<[u8; 32], TpmFailure> {
@@ -61,12 +67,18 @@ impl FakeTpm {
                 TpmAnswer::IdentityKey(self.iks.get(&handle).copied().map(public))
             }
             TpmOperation::FreeHandle { first } => {
-                let free = (first..).find(|handle| !self.iks.contains_key(handle));
+                let is_free = |handle: &u32| {
+                    !self.iks.contains_key(handle) && !self.hmac_keys.contains_key(handle)
+                };
+                let free = (first..).find(is_free);
                 TpmAnswer::FreeHandle(free.unwrap())
             }
             TpmOperation::RemoveKey { handle, public } => {
                 if self.iks.get(&handle).is_some_and(|ik| ik[..] == public) {
                     self.iks.remove(&handle);
+                }
+                if self.hmac_keys.get(&handle) == Some(&public) {
+                    self.hmac_keys.remove(&handle);
                 }
                 TpmAnswer::Removed
             }
@@ -85,7 +97,9 @@ impl FakeTpm {
                 TpmAnswer::Secret(Zeroizing::new(secret.to_vec()))
             }
             TpmOperation::Parent(kind) => TpmAnswer::Parent(Some(self.parent(kind))),
-            TpmOperation::HmacKey { .. } => TpmAnswer::HmacKey(self.hmac_key.clone()),
+            TpmOperation::HmacKey { handle } => {
+                TpmAnswer::HmacKey(self.hmac_keys.get(&handle).cloned())
+            }
             TpmOperation::OpenHmacKey { ek, parent, key } => {
                 let parts: [&[u8]; 4] =
                     [&key.credential_blob, &key.encrypted_seed, &key.symmetric_seed, &key.public];
@@ -95,14 +109,12 @@ impl FakeTpm {
                 }
                 TpmAnswer::Opened(OpenedKey { public: key.public, private: key.duplicate })
             }
-            TpmOperation::KeepHmacKey { key, replaced, .. } => {
-                if self.hmac_key.is_some()
-                    && self.hmac_key.as_ref() != Some(&key.public)
-                    && self.hmac_key != replaced
-                {
+            TpmOperation::KeepHmacKey { key, replaced, handle, .. } => {
+                let there = self.hmac_keys.get(&handle);
+                if there.is_some_and(|it| *it != key.public && Some(it) != replaced.as_ref()) {
                     return Err(failure(TpmFailureKind::Other));
                 }
-                self.hmac_key = Some(key.public);
+                self.hmac_keys.insert(handle, key.public);
                 TpmAnswer::Kept
             }
         })

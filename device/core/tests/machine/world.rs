@@ -4,16 +4,16 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use assay_device_core::{
-    Action, AnswerError, Attempt, CertificateGrant, Event, Failure, Grant, Machine, Memory,
-    Pinning, ProvisionRequest, Provisioned, ReceivedConfiguration, Step, TpmOperation, Trouble,
-    VerifiedPath, provision,
+    Action, AnswerError, Attempt, CertificateGrant, DeviceRecord, Event, Failure, Grant,
+    HmacPublic, Machine, Memory, Pinning, ProvisionRequest, Provisioned, ReceivedConfiguration,
+    SharedKeyGrant, Step, TpmOperation, Trouble, Verdict, VerifiedPath, provision,
 };
-use assay_wire::{Proof, Reply, Request, RequestBody};
+use assay_wire::{Flow, Proof, Reply, Request, RequestBody};
 use rustls_pki_types::CertificateDer;
 
 use crate::ca::{FakeCa, LIFETIME, box_tag};
 use crate::tpm::FakeTpm;
-use crate::{tag, tag32};
+use crate::{request, tag, tag32};
 
 /// What becomes of a reply on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +118,63 @@ impl World {
             Some(Grant::Certificate(grant)) => self.ca.lets_in(&grant.chain[0]),
             _ => false,
         }
+    }
+
+    /// The HMAC key at a handle.
+    pub(crate) fn key_at(&self, handle: u32) -> Option<HmacPublic> {
+        self.tpm.hmac_keys.get(&handle).cloned().map(HmacPublic)
+    }
+
+    /// Whether the device remembers each HMAC key that is in the TPM.
+    pub(crate) fn remembers_all_keys(&self) -> bool {
+        let in_use = self.memory.in_use.as_ref().map(Grant::record);
+        let attempt = self.memory.attempt.as_ref().map(Attempt::record);
+        let records: Vec<_> = in_use.into_iter().chain(attempt).collect();
+        self.tpm.hmac_keys.iter().all(|(handle, key)| {
+            records.iter().any(|record| match record {
+                DeviceRecord::Hmac(record) => {
+                    record.hmac_handle == *handle && record.keys.iter().any(|it| it.0 == *key)
+                }
+                DeviceRecord::Identity(_) => false,
+            })
+        })
+    }
+
+    /// Whether the TPM has an HMAC key that is stored and that the CA takes.
+    pub(crate) fn has_good_key(&self) -> bool {
+        self.memory.credentials().any(|grant| {
+            let Grant::SharedKey(SharedKeyGrant { record, .. }) = grant else { return false };
+            let held = self.key_at(record.hmac_handle);
+            held.is_some_and(|held| record.keys.contains(&held) && self.ca.takes_key(&held.0))
+        })
+    }
+
+    /// Connects with the HMAC key that comes first, and settles what a broker says to it. Returns
+    /// whether the device is let in.
+    pub(crate) fn sign_in_by_key(&mut self) -> bool {
+        let key = self.memory.credentials().find_map(|grant| {
+            let Grant::SharedKey(SharedKeyGrant { record, .. }) = grant else { return None };
+            self.key_at(record.hmac_handle).filter(|held| record.keys.contains(held))
+        });
+        let Some(HmacPublic(key)) = key else { return false };
+        let is_let_in = self.ca.takes_key(&key);
+        if is_let_in {
+            self.ca.key_in_use = key[0];
+        }
+        let verdict = if is_let_in { Verdict::Accepted } else { Verdict::Refused };
+        self.settle(verdict);
+        is_let_in
+    }
+
+    /// The run after a broker said something to a key that waits for its first use.
+    pub(crate) fn settle(
+        &mut self,
+        verdict: Verdict,
+    ) -> Option<Option<Result<Provisioned, Failure>>> {
+        matches!(self.memory.attempt, Some(Attempt::Rotated(_))).then(|| {
+            let broker_said = Some(verdict);
+            self.run(ProvisionRequest { broker_said, ..request(Flow::SharedKey) })
+        })
     }
 
     /// What people were told.

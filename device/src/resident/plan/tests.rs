@@ -44,7 +44,13 @@ impl World {
             let at = self.now.boot.as_secs() - 50;
             let event = match action {
                 Action::Connect => match (self.broker)(at) {
-                    Ok(good_for) => Event::Connected { good_for },
+                    Ok(good_for) => {
+                        let key = match &self.plan.stored {
+                            Stored::SharedKey { key, .. } => Some(key.clone()),
+                            _ => None,
+                        };
+                        Event::Connected { good_for, key }
+                    }
                     Err(obstacle) => Event::NotConnected(obstacle),
                 },
                 Action::Start(_) => {
@@ -66,7 +72,7 @@ impl World {
             let by_wall = wake.wall.map(|wall| {
                 self.now.boot + Duration::from_secs(wall.saturating_sub(self.now.wall))
             });
-            let next = wake.boot.into_iter().chain(by_wall).min().unwrap_or(end);
+            let next = wake.boot.into_iter().chain(by_wall).min().unwrap_or(Duration::MAX);
             assert!(next > self.now.boot, "it wakes at once again, for ever: {wake:?}");
             if next > end {
                 self.pass(end - self.now.boot);
@@ -116,6 +122,23 @@ fn certificate(serial: &str, not_before: u64) -> Stored {
     }
 }
 
+/// A key that the device has since the start, and rotates after so many days.
+fn shared_key(number: u8, days: u64, is_settled: bool) -> Stored {
+    let rotation = Rotation { from: START, at: START + days * DAY };
+    Stored::SharedKey { key: vec![number], rotation, is_settled }
+}
+
+/// A key that the device got at this time, and rotates 90 days later.
+fn next_key(wall: u64) -> Stored {
+    let rotation = Rotation { from: wall, at: wall + 90 * DAY };
+    Stored::SharedKey { key: wall.to_be_bytes().into(), rotation, is_settled: false }
+}
+
+fn settled(stored: &Stored) -> Stored {
+    let Stored::SharedKey { key, rotation, .. } = stored.clone() else { panic!("{stored:?}") };
+    Stored::SharedKey { key, rotation, is_settled: true }
+}
+
 fn refused_for_good(retry_after: u64) -> Obstacle {
     Obstacle::Lasting { retry_after: Duration::from_secs(retry_after) }
 }
@@ -127,6 +150,78 @@ const HOUR: Duration = Duration::from_hours(1);
 const PROVISION: Action = Action::Start(Job::Provision);
 const AGAIN: Action = Action::Start(Job::ProvisionAgain);
 const RENEW: Action = Action::Start(Job::Renew);
+const ROTATE: Action = Action::Start(Job::Rotate);
+const SETTLE: Action = Action::Start(Job::Settle);
+
+/// A CA that gives the next key whenever it is asked, and a device that settles.
+fn rotating() -> Ca {
+    Box::new(|wall, stored| match stored {
+        Stored::SharedKey { is_settled: false, .. } => (Ok(()), settled(stored)),
+        _ => (Ok(()), next_key(wall)),
+    })
+}
+
+#[test]
+fn a_shared_key_is_rotated_when_it_is_due_and_settled_once_a_broker_took_it() {
+    let mut world = World::new(shared_key(1, 90, true));
+    world.ca = rotating();
+    world.run(Duration::from_secs(90 * DAY - 1));
+    assert_eq!(world.done, [(0, Action::Connect)]);
+    world.run(HOUR);
+    let at = 90 * DAY;
+    assert_eq!(world.done[1..], [(at, ROTATE), (at, Action::Connect), (at, SETTLE)]);
+    world.run(Duration::from_secs(90 * DAY));
+    assert_eq!((world.count(ROTATE), world.count(SETTLE)), (2, 2));
+}
+
+#[test]
+fn a_shared_key_that_an_earlier_agent_did_not_settle_is_settled_once_it_is_online() {
+    let mut world = World::new(shared_key(2, 90, false));
+    world.ca = rotating();
+    world.broker = Box::new(|at| if at < 60 { Err(Obstacle::Passing) } else { Ok(None) });
+    world.run(HOUR);
+    assert_eq!(world.count(SETTLE), 1);
+    assert!(world.done.iter().all(|(at, done)| *done != SETTLE || *at >= 60), "{:?}", world.done);
+    assert_eq!(world.count(ROTATE), 0);
+}
+
+#[test]
+fn a_connection_of_the_key_before_settles_nothing() {
+    let mut world = World::new(shared_key(2, 90, false));
+    world.plan.handle(world.now, Event::Connected { good_for: None, key: Some(vec![1]) });
+    assert_eq!(world.plan.next(world.now), None);
+    world.plan.handle(world.now, Event::Connected { good_for: None, key: Some(vec![2]) });
+    assert_eq!(world.plan.next(world.now), Some(SETTLE));
+}
+
+#[test]
+fn a_key_that_the_broker_does_not_take_is_given_up_and_the_one_before_connects() {
+    let mut world = World::new(shared_key(2, 90, false));
+    world.broker = Box::new(|at| if at < 1 { Err(Obstacle::Refused) } else { Ok(None) });
+    world.ca = Box::new(|wall, _| {
+        let rotation = Rotation { from: wall, at: wall + DAY };
+        (Ok(()), Stored::SharedKey { key: vec![1], rotation, is_settled: true })
+    });
+    world.run(HOUR);
+    assert_eq!(world.count(AGAIN), 1, "{:?}", world.done);
+    assert_eq!(world.done.last().map(|(_, done)| *done), Some(Action::Connect));
+    assert_eq!((world.count(ROTATE), world.count(SETTLE)), (0, 0));
+}
+
+#[test]
+fn a_ca_that_does_not_rotate_a_key_is_asked_once_a_day_whatever_the_clock_does() {
+    let mut world = World::new(shared_key(1, 1, true));
+    world.ca = Box::new(|wall, _| {
+        let rotation = Rotation { from: wall, at: wall + DAY };
+        (Ok(()), Stored::SharedKey { key: vec![1], rotation, is_settled: true })
+    });
+    world.run(10 * 24 * HOUR);
+    assert_eq!(world.count(ROTATE), 10);
+    world.set_clock(START);
+    world.run(3 * 24 * HOUR);
+    assert_eq!(world.count(ROTATE), 13, "a clock that was set back keeps no key for ever");
+    assert_eq!(world.count(Action::Connect), 1);
+}
 
 #[test]
 fn a_new_device_is_provisioned_and_then_connects() {
@@ -341,7 +436,7 @@ fn a_tpm_that_forgets_its_keys_again_and_again_gets_no_certificate_a_second() {
 
 #[test]
 fn a_token_is_replaced_before_it_ends_and_the_connection_stays_meanwhile() {
-    let mut world = World::new(Stored::SharedKey);
+    let mut world = World::new(shared_key(1, 90, true));
     world.broker = Box::new(|_| Ok(Some(12 * HOUR)));
     world.run(24 * HOUR);
     let times: Vec<_> = world.done.iter().map(|(time, _)| time / 360).collect();
@@ -475,8 +570,8 @@ fn a_renewed_certificate_whose_adoption_came_late_is_used_then() {
         renew_at: START + 60 * DAY,
         is_finished,
     };
-    world.ca = Box::new(move |_, stored| match serial(stored) {
-        Some("a") => (Err(Obstacle::Passing), unfinished(false)),
+    world.ca = Box::new(move |_, stored| match name(stored) {
+        Some(b"a") => (Err(Obstacle::Passing), unfinished(false)),
         _ => (Ok(()), unfinished(true)),
     });
     world.run(HOUR);
