@@ -45,6 +45,19 @@ pub(crate) enum Deed {
     Accepted { ek_id: EkId, device_id: DeviceId, generation: u32 },
 }
 
+impl Deed {
+    /// The serial number of the certificate that was issued, if one was.
+    pub(crate) fn issued(&self) -> Option<[u8; 16]> {
+        match self {
+            Self::Certified { facts, .. }
+            | Self::Sealed { facts, .. }
+            | Self::Renewed { facts, .. }
+            | Self::Rekeyed { facts, .. } => Some(facts.serial),
+            Self::Activated { .. } | Self::Offered { .. } | Self::Accepted { .. } => None,
+        }
+    }
+}
+
 /// What is on record.
 #[derive(Debug)]
 pub(crate) struct Dump {
@@ -257,6 +270,13 @@ impl Rules {
     /// The CA cannot read any more what waits.
     pub(crate) fn ticket_key_changed(&mut self) {
         self.certificates.values_mut().for_each(|certificate| certificate.is_of_old_key = true);
+    }
+
+    /// The CA planned this certificate under the ticket key before, and cannot read it either.
+    pub(crate) fn was_of_old_ticket_key(&mut self, serial: [u8; 16]) {
+        if let Some(certificate) = self.certificates.get_mut(&serial) {
+            certificate.is_of_old_key = true;
+        }
     }
 
     pub(crate) fn key_retired(&mut self, ek: EkId) {

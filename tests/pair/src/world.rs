@@ -661,9 +661,10 @@ impl World {
                     Written::Recorded(done) => {
                         let Done { deed, received_at, about, reply, is_of_old_key } = *done;
                         self.tell(|| format!("the CA: on record is {deed:?}"));
+                        let issued = deed.issued().filter(|_| is_of_old_key);
                         self.rules.done(deed, Some(&reply.body), received_at)?;
-                        if is_of_old_key {
-                            self.rules.ticket_key_changed();
+                        if let Some(serial) = issued {
+                            self.rules.was_of_old_ticket_key(serial);
                         }
                         self.answer(&client, about, &reply)
                     }
