@@ -538,16 +538,22 @@ impl Rules {
 
     /// Whether the CA takes a certificate for a key that is in the device's TPM. Once it does, only
     /// whoever clears the TPM, or acts at the CA, can change that.
+    ///
+    /// A certificate that the CA cannot read any more may wait. A broker that says that it was
+    /// adopted then has the device remove its old key, and the device proves its TPM again.
     pub(crate) fn check_key(&self, device: &Device) -> Result<bool, Broken> {
         let (ek, iks) = (device.tpm.ek_id(), device.tpm.ik_ids());
-        let is_usable = |it: &&Certificate| {
-            let waits = it.status == Status::Unconfirmed;
-            it.facts.ek_id == ek
-                && iks.contains(&it.facts.ik_id)
-                && it.is_good()
-                && !(waits && it.is_of_old_key)
-        };
-        let has_good_key = self.certificates.values().find(is_usable).is_some();
+        let own = self
+            .certificates
+            .values()
+            .filter(|it| it.facts.ek_id == ek && iks.contains(&it.facts.ik_id) && it.is_good());
+        let is_unreadable =
+            |it: &&Certificate| it.status == Status::Unconfirmed && it.is_of_old_key;
+        let (unreadable, usable): (Vec<_>, Vec<_>) = own.partition(is_unreadable);
+        if !unreadable.is_empty() {
+            return Ok(false);
+        }
+        let has_good_key = !usable.is_empty();
         rule!(
             has_good_key || !device.has_good_key,
             "a device has no certificate any more whose key is in its TPM"
