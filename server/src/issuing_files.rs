@@ -53,6 +53,11 @@ impl IssuingName {
     pub fn key(self) -> String {
         format!("{self}.key")
     }
+
+    /// The name of the file that says in which tokens its key is, if it is not in a file.
+    pub fn uris(self) -> String {
+        format!("{self}{URIS}")
+    }
 }
 
 impl std::fmt::Display for IssuingName {
@@ -78,7 +83,15 @@ pub fn with_key(directory: &Path) -> io::Result<Vec<IssuingName>> {
     named(directory, ".key")
 }
 
-/// The names of the keys in this directory that wait for a certificate, without `.key`.
+/// Those whose key is in a token.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn in_token(directory: &Path) -> io::Result<Vec<IssuingName>> {
+    named(directory, URIS)
+}
+
+/// The names of the keys that wait for a certificate, without `.key` and `.pkcs11`.
 ///
 /// # Errors
 /// The directory cannot be read.
@@ -86,10 +99,11 @@ pub fn waiting(directory: &Path) -> io::Result<Vec<String>> {
     let certified = certified(directory)?;
     let mut waiting: Vec<_> = with_key(directory)?
         .into_iter()
+        .chain(in_token(directory)?)
         .filter(|name| !certified.contains(name))
         .map(|name| name.to_string())
         .collect();
-    if directory.join(format!("{PENDING}.key")).exists() {
+    if [".key", URIS].iter().any(|kind| directory.join(format!("{PENDING}{kind}")).exists()) {
         waiting.push(PENDING.to_owned());
     }
     Ok(waiting)
@@ -158,6 +172,8 @@ impl Files {
 pub const PENDING: &str = "issuing-next";
 
 const STEM: &str = "issuing";
+/// What ends the name of a file with URIs of keys in tokens.
+pub(crate) const URIS: &str = ".pkcs11";
 
 #[cfg(test)]
 mod tests {
@@ -214,8 +230,11 @@ mod tests {
         );
         assert_eq!(names(with_key(directory.path())), ["issuing", "issuing-20290101T000000Z"]);
         assert_eq!(waiting(directory.path()).unwrap(), ["issuing-20290101T000000Z"]);
-        fs::write(directory.path().join("issuing-next.key"), "").unwrap();
-        let all = ["issuing-20290101T000000Z", "issuing-next"];
-        assert_eq!(waiting(directory.path()).unwrap(), all);
+        for file in ["issuing-next.key", "issuing-next.pkcs11"] {
+            fs::write(directory.path().join(file), "").unwrap();
+            let all = ["issuing-20290101T000000Z", "issuing-next"];
+            assert_eq!(waiting(directory.path()).unwrap(), all, "{file}");
+            fs::remove_file(directory.path().join(file)).unwrap();
+        }
     }
 }

@@ -20,9 +20,11 @@ pub mod revocations;
 pub mod rfc3339;
 
 mod dated;
+mod issuing_keys;
 mod new_files;
 mod random;
 mod root_files;
 mod vendor_files;
+pub use issuing_keys::TokenPlace;
 pub use new_files::pem_of;
 pub use random::{random_bytes, random_u32};

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assay_ca_core::{Issuer, REVOCATION_LIST_LIFETIME};
+use assay_ca_core::{Fault, Issuer, REVOCATION_LIST_LIFETIME};
 use assay_wire::Topic;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use time::OffsetDateTime;
@@ -48,6 +48,8 @@ pub(super) fn run(
         match publish(ca, &mut *store, last, outbox, now) {
             Ok(Some(now_published)) => published = Some(now_published),
             Ok(None) => {}
+            // Whoever holds the key has said so once.
+            Err(ListError::Fault(Fault::KeyAway)) => {}
             Err(refusal) => {
                 error!(error = %refusal, "the revocation lists could not be published; trying again")
             }
