@@ -6,8 +6,8 @@ use rand_core::CryptoRng;
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
-    SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
+    SanType, SerialNumber, SigningKey,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::Fault;
 use crate::der::{element, tag};
-use crate::issue::serial_number;
+use crate::issue::{Issuer, serial_number};
 use crate::oid;
 use crate::x509::parse_certificate;
 
@@ -103,9 +103,22 @@ impl Authority {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        let mut params = issuing_params(common_name);
-        set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
-        self.subordinate(params)
+        self.subordinate(new_issuing_params(common_name, now, rng))
+    }
+
+    /// The certificate of an issuing CA of this name whose key is elsewhere, in PEM.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn issuing_for(
+        &self,
+        common_name: &str,
+        key: &impl PublicKeyData,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<String, Fault> {
+        let (certificate, _) = self.certify(new_issuing_params(common_name, now, rng), key)?;
+        Ok(certificate)
     }
 
     /// The service CA under this root, for brokers, workers, operators and backends. It has its own
@@ -147,15 +160,23 @@ impl Authority {
         self.service_called(&name, now, rng)
     }
 
-    /// None outlives this root.
-    fn subordinate(&self, mut params: CertificateParams) -> Result<Self, Fault> {
+    fn subordinate(&self, params: CertificateParams) -> Result<Self, Fault> {
         let key = new_key()?;
-        params.not_after = params.not_after.min(self.not_after);
-        params.use_authority_key_identifier_extension = true;
-        let certificate =
-            params.signed_by(&key, &self.issuer).map_err(fault("signing a CA"))?.pem();
+        let (certificate, params) = self.certify(params, &key)?;
         let not_after = params.not_after;
         Ok(Self { certificate, not_after, issuer: rcgen::Issuer::new(params, key) })
+    }
+
+    /// None outlives this root.
+    fn certify(
+        &self,
+        mut params: CertificateParams,
+        key: &impl PublicKeyData,
+    ) -> Result<(String, CertificateParams), Fault> {
+        params.not_after = params.not_after.min(self.not_after);
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(key, &self.issuer).map_err(fault("signing a CA"))?;
+        Ok((certificate.pem(), params))
     }
 
     /// A CA that was made before, from its PEM files.
@@ -215,28 +236,6 @@ impl Authority {
         self.client(&identity, &format!("backend@{name}"), lifetime, now, rng)
     }
 
-    /// A certificate for a device that does not exist, to try a broker with. It is valid for
-    /// [`THROW_AWAY_LIFETIME`] from `from`, which may be long ago.
-    ///
-    /// A real device earns its certificate, by its TPM. This certificate is for an id of 128 random
-    /// bits that nobody has. It names neither a TPM nor an assurance policy, so it says nothing to
-    /// a relying party that looks for either; but a broker takes it for a device's.
-    pub fn throw_away_device(
-        &self,
-        scope: &Scope,
-        from: OffsetDateTime,
-        rng: &mut dyn CryptoRng,
-    ) -> Result<(DeviceId, KeyAndCertificate), Fault> {
-        let mut unique = [0; 16];
-        rng.fill_bytes(&mut unique);
-        let id: DeviceId =
-            format!("{THROW_AWAY_PREFIX}{}", crate::hex(&unique)).parse().expect("a device id");
-        let identity = Identity::Device { scope: scope.clone(), device_id: id.clone() };
-        let params = self.client_params(&identity)?;
-        let pair = self.leaf(params, id.as_str(), THROW_AWAY_LIFETIME, from, rng)?;
-        Ok((id, pair))
-    }
-
     /// Never for a device, because a device earns its certificate. Some brokers know clients by
     /// their common name. They must not take a device for one of these clients, so the names have
     /// an `@`, which no device id has.
@@ -248,16 +247,7 @@ impl Authority {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<KeyAndCertificate, Fault> {
-        self.leaf(self.client_params(identity)?, common_name, lifetime, now, rng)
-    }
-
-    fn client_params(&self, identity: &Identity) -> Result<CertificateParams, Fault> {
-        let uri =
-            Ia5String::try_from(identity.to_string()).map_err(fault("writing an identity"))?;
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(uri)];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        Ok(params)
+        self.leaf(client_params(identity)?, common_name, lifetime, now, rng)
     }
 
     /// The CA's own certificate and key.
@@ -267,22 +257,41 @@ impl Authority {
 
     fn leaf(
         &self,
-        mut params: CertificateParams,
+        params: CertificateParams,
         common_name: &str,
         lifetime: Duration,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<KeyAndCertificate, Fault> {
-        let key = new_key()?;
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.use_authority_key_identifier_extension = true;
-        set_times_and_serial(&mut params, lifetime, now, rng);
-        params.not_after = params.not_after.min(self.not_after);
-        let certificate = params.signed_by(&key, &self.issuer).map_err(fault("signing a leaf"))?;
-        Ok(KeyAndCertificate::new(certificate.pem(), &key))
+        leaf(&self.issuer, self.not_after, params, common_name, lifetime, now, rng)
+    }
+}
+
+impl Issuer {
+    /// A certificate for a device that does not exist, to try a broker with. It is valid for
+    /// [`THROW_AWAY_LIFETIME`] from `from`, which may be long ago.
+    ///
+    /// A real device earns its certificate, by its TPM. This certificate is for an id of 128 random
+    /// bits that nobody has. It names neither a TPM nor an assurance policy, so it says nothing to
+    /// a relying party that looks for either; but a broker takes it for a device's.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn throw_away_device(
+        &self,
+        scope: &Scope,
+        from: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(DeviceId, KeyAndCertificate), Fault> {
+        let mut unique = [0; 16];
+        rng.fill_bytes(&mut unique);
+        let id: DeviceId =
+            format!("{THROW_AWAY_PREFIX}{}", crate::hex(&unique)).parse().expect("a device id");
+        let identity = Identity::Device { scope: scope.clone(), device_id: id.clone() };
+        let (params, name) = (client_params(&identity)?, id.as_str());
+        let (signer, end) = (self.signer(), self.not_after());
+        let pair = leaf(signer, end, params, name, THROW_AWAY_LIFETIME, from, rng)?;
+        Ok((id, pair))
     }
 }
 
@@ -337,6 +346,36 @@ fn new_root_policies() -> Vec<u8> {
     element(tag::SEQUENCE, &[&information(oid::NEW_ROOT), &information(oid::ANY_POLICY)])
 }
 
+fn client_params(identity: &Identity) -> Result<CertificateParams, Fault> {
+    let uri = Ia5String::try_from(identity.to_string()).map_err(fault("writing an identity"))?;
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(uri)];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(params)
+}
+
+/// Certifies a new key for somebody who certifies nobody.
+fn leaf(
+    issuer: &rcgen::Issuer<'_, impl SigningKey>,
+    issuer_ends: OffsetDateTime,
+    mut params: CertificateParams,
+    common_name: &str,
+    lifetime: Duration,
+    now: OffsetDateTime,
+    rng: &mut dyn CryptoRng,
+) -> Result<KeyAndCertificate, Fault> {
+    let key = new_key()?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    set_times_and_serial(&mut params, lifetime, now, rng);
+    params.not_after = params.not_after.min(issuer_ends);
+    let certificate = params.signed_by(&key, issuer).map_err(Fault::of_signer("signing a leaf"))?;
+    Ok(KeyAndCertificate::new(certificate.pem(), &key))
+}
+
 fn root_params(
     name: &str,
     common_name: &str,
@@ -369,6 +408,16 @@ fn issuing_params(common_name: &str) -> CertificateParams {
     params
 }
 
+fn new_issuing_params(
+    common_name: &str,
+    now: OffsetDateTime,
+    rng: &mut dyn CryptoRng,
+) -> CertificateParams {
+    let mut params = issuing_params(common_name);
+    set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
+    params
+}
+
 /// A new key for an issuing CA that somebody else certifies: PKCS#8 in PEM.
 pub fn issuing_key() -> Result<Zeroizing<String>, Fault> {
     Ok(Zeroizing::new(new_key()?.serialize_pem()))
@@ -376,10 +425,12 @@ pub fn issuing_key() -> Result<Zeroizing<String>, Fault> {
 
 /// A request to certify this key as an issuing CA of this name: PKCS #10 (RFC 2986) in PEM, with
 /// the extensions that [`Issuer::fit_to_issue`](crate::Issuer::fit_to_issue) wants.
-pub fn issuing_request(common_name: &str, key: &str) -> Result<String, Fault> {
-    let key = KeyPair::from_pem(key).map_err(fault("reading an issuing CA's key"))?;
-    let request = issuing_params(common_name).serialize_request(&key);
-    request.and_then(|request| request.pem()).map_err(fault("writing a request"))
+///
+/// # Errors
+/// It cannot be signed.
+pub fn issuing_request(common_name: &str, key: &impl SigningKey) -> Result<String, Fault> {
+    let request = issuing_params(common_name).serialize_request(key);
+    request.and_then(|request| request.pem()).map_err(Fault::of_signer("writing a request"))
 }
 
 fn set_times_and_serial(

@@ -143,9 +143,9 @@ pub use flows::ticket::{CLAIM_LIFETIME, Challenge, Instead, ProvenDevice, Readmi
 
 mod issue;
 pub use issue::{
-    CertificateFacts, HANDOVER, Issued, Issuer, IssuerError, Issuers, IssuersError, MAX_KEY_ID,
-    Prepared, Proven, REVOCATION_LIST_LIFETIME, Renewed, RevocationListRead, RevocationReason,
-    Revoked, Scheduled, Unproven,
+    CertificateFacts, HANDOVER, Issued, Issuer, IssuerError, Issuers, IssuersError, IssuingKey,
+    MAX_KEY_ID, Prepared, Proven, REVOCATION_LIST_LIFETIME, Renewed, RevocationListRead,
+    RevocationReason, Revoked, Scheduled, Unproven,
 };
 
 mod plan;

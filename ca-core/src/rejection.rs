@@ -301,6 +301,18 @@ pub enum Fault {
     IssuerExpired { not_after: OffsetDateTime, now: OffsetDateTime },
     #[error("the certificate library failed at {operation}: {reason}")]
     Certificate { operation: &'static str, reason: String },
+    #[error("the issuing key, which is elsewhere, does not sign now")]
+    KeyAway,
+}
+
+impl Fault {
+    /// What a signer's failure means: that of a key elsewhere passes.
+    pub(crate) fn of_signer(operation: &'static str) -> impl Fn(rcgen::Error) -> Self {
+        move |error| match error {
+            rcgen::Error::RemoteKeyError => Self::KeyAway,
+            error => Self::Certificate { operation, reason: error.to_string() },
+        }
+    }
 }
 
 /// Makes a field of a reply from bytes that the CA made.

@@ -154,7 +154,7 @@ mod tests {
         let directory = Directory::open(&parent.path().join("ca")).unwrap();
         let now = OffsetDateTime::now_utc();
         let from = now + Duration::days(7);
-        let next = issuing::make(&directory, from, None, now).unwrap();
+        let next = issuing::make(&directory, from, None, None, now).unwrap();
         let (ca, mut store) = (directory.ca().unwrap(), directory.store().unwrap());
         let serial = |at: OffsetDateTime| {
             let mut serial = [7; 16];

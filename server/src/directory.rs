@@ -12,6 +12,7 @@ use assay_ca_core::{
     Authority, ConfigurationSigner, Issuer, Issuers, IssuersError, KeyAndCertificate,
     LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
 };
+use assay_pkcs11::Tokens;
 use assay_wire::{DeviceId, Flow, Rights, Scope};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -25,7 +26,8 @@ use crate::backup_file::is_plain;
 use crate::ca::Ca;
 use crate::dated;
 use crate::expiry::ends_of;
-use crate::issuing_files::{self, IssuingName, PENDING};
+use crate::issuing_files::{self, Files, IssuingName, PENDING, URIS};
+use crate::issuing_keys::{KeptKey, MadeIssuing, TokenPlace};
 use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours, pem_of};
 use crate::random::random;
 use crate::root_files::{self, Root};
@@ -88,11 +90,24 @@ impl Directory {
     /// # Errors
     /// Something else is in the directory, its `assay.toml` is not valid, or it cannot be written.
     pub fn create(path: &Path, name: &str, server_names: &[String]) -> Result<()> {
+        Self::create_with(path, name, server_names, None)
+    }
+
+    /// The same with the issuing CA's key in a token.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create), or the token failed.
+    pub fn create_with(
+        path: &Path,
+        name: &str,
+        server_names: &[String],
+        issuing_key: Option<TokenPlace>,
+    ) -> Result<()> {
         for name in server_names {
             ServerName::try_from(name.as_str())
                 .with_context(|| format!("{name:?} is not a server name"))?;
         }
-        empty_directory(path, |new, settings| new.fill(name, server_names, settings))
+        empty_directory(path, |new, settings| new.fill(name, server_names, issuing_key, settings))
     }
 
     /// The name of the settings.
@@ -141,9 +156,11 @@ impl Directory {
     fn own_files(&self) -> Result<Vec<String>> {
         let cannot_read = || format!("cannot read {}", self.path.display());
         let with_key = issuing_files::with_key(&self.path).with_context(cannot_read)?;
+        let in_token = issuing_files::in_token(&self.path).with_context(cannot_read)?;
         let names = FILES.into_iter().map(str::to_owned);
-        let names = names.chain(["key", "csr"].map(|kind| format!("{PENDING}.{kind}")));
+        let names = names.chain(["key", "pkcs11", "csr"].map(|kind| format!("{PENDING}.{kind}")));
         let names = names.chain(self.issuing_names()?.into_iter().map(IssuingName::certificate));
+        let names = names.chain(in_token.into_iter().map(IssuingName::uris));
         let mut names: Vec<_> = names.chain(with_key.into_iter().map(IssuingName::key)).collect();
         for stem in DATED {
             for kind in [".key", ".cross.pem", ".pem"] {
@@ -167,12 +184,14 @@ impl Directory {
         &self,
         another: Option<(OffsetDateTime, Issuer)>,
     ) -> Result<Issuers> {
-        let read = |name: &IssuingName| {
-            let issuer = self.issuer_called(*name)?;
+        // Keys in the same token share a process and a login.
+        let mut tokens = Tokens::default();
+        let mut read = |name: &IssuingName| {
+            let issuer = self.issuer_called(*name, &mut tokens)?;
             let above = self.above(issuer.certificate())?;
             Ok((name.used_from(), issuer.below(above)?))
         };
-        let mut all = self.issuing_names()?.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let mut all = self.issuing_names()?.iter().map(&mut read).collect::<Result<Vec<_>>>()?;
         all.extend(another.map(|(from, issuer)| (Some(from), issuer)));
         let issuers = Issuers::new(all, &self.pinned()?, OffsetDateTime::now_utc());
         issuers.map_err(|error| match error {
@@ -188,11 +207,15 @@ impl Directory {
             .with_context(|| format!("cannot read {}", self.path.display()))
     }
 
-    /// An issuing CA as it is in its files. Does not establish that a root vouches for it.
-    pub(crate) fn issuer_called(&self, name: IssuingName) -> Result<Issuer> {
-        let (certificate, key) = self.pair(&name.to_string())?;
-        let issuer = Issuer::from_pem(&certificate, &key);
-        issuer.with_context(|| format!("{} and {}", name.certificate(), name.key()))
+    /// An issuing CA as it is in its files. Does not establish that a root vouches for it, nor asks
+    /// a token.
+    pub(crate) fn issuer_called(&self, name: IssuingName, tokens: &mut Tokens) -> Result<Issuer> {
+        let certificate = self.read(&name.certificate())?;
+        let kept = KeptKey::read(&Files::open(&self.path)?, &name.to_string())?
+            .with_context(|| format!("cannot read {}: it is missing", name.key()))?;
+        let file = kept.file(&name.to_string());
+        kept.issuer(&certificate, tokens)
+            .with_context(|| format!("{} and {file}", name.certificate()))
     }
 
     /// The roots to which the CA's own certificates may lead.
@@ -566,11 +589,12 @@ impl Directory {
         &self,
         from: [OffsetDateTime; N],
     ) -> Result<[ThrowAwayDevice; N]> {
-        let in_use = self.issuers()?.in_use(OffsetDateTime::now_utc()).from;
-        let (authority, issuing) = self.authority(&IssuingName::of(in_use).to_string())?;
+        let issuers = self.issuers()?;
+        let scheduled = issuers.in_use(OffsetDateTime::now_utc());
+        let issuing = self.chain_of(&self.read(&IssuingName::of(scheduled.from).certificate())?)?;
         let scope = &self.config.scope;
         let devices = from.map(|from| {
-            let (id, pair) = authority.throw_away_device(scope, from, &mut random())?;
+            let (id, pair) = scheduled.issuer.throw_away_device(scope, from, &mut random())?;
             Ok(ThrowAwayDevice { id, credentials: Credentials::from_pem(&pair, &issuing)? })
         });
         let devices = devices.into_iter().collect::<Result<Vec<_>>>()?;
@@ -599,10 +623,14 @@ impl Directory {
         self.issuer_of(name, &certificate, &key)?
             .valid_at(OffsetDateTime::now_utc())
             .with_context(|| format!("{name}.pem"))?;
+        Ok((Authority::from_pem(&certificate, &key)?, self.chain_of(&certificate)?))
+    }
+
+    /// The certificate of a CA and what comes after it in a chain, in PEM.
+    fn chain_of(&self, certificate: &str) -> Result<String> {
         let own = CertificateDer::from_pem_slice(certificate.as_bytes())?;
         let above = self.above(&own)?.map(|above| pem_of("CERTIFICATE", &above));
-        let chain = certificate.clone() + above.as_deref().unwrap_or_default();
-        Ok((Authority::from_pem(&certificate, &key)?, chain))
+        Ok(certificate.to_owned() + above.as_deref().unwrap_or_default())
     }
 
     /// Which of the directory's own files, `server`, `worker` or `operator`, holds the certificate
@@ -695,7 +723,7 @@ fn has_ended(pem: &str, now: OffsetDateTime) -> bool {
 
 /// Whether everybody may read a file of this name.
 fn is_public(name: &str) -> bool {
-    name == CONFIG || name.ends_with(".pem") || name.ends_with(".csr")
+    name == CONFIG || [".pem", ".csr", URIS].iter().any(|kind| name.ends_with(kind))
 }
 
 /// The settings that somebody has put into a directory in which a CA is to be made; `shown` is its
@@ -774,11 +802,23 @@ impl NewFiles<'_> {
         Ok(())
     }
 
-    fn fill(&self, name: &str, server_names: &[String], settings: Option<Config>) -> Result<()> {
+    fn fill(
+        &self,
+        name: &str,
+        server_names: &[String],
+        issuing_key: Option<TokenPlace>,
+        settings: Option<Config>,
+    ) -> Result<()> {
         let now = OffsetDateTime::now_utc();
         let rng = &mut random();
         let root = Authority::root(name, now, rng)?;
-        let issuing = root.issuing(name, now, rng)?;
+        // First, because a token may fail: then nothing is made yet.
+        let issuing = match issuing_key {
+            None => MadeIssuing::in_file(&root.issuing(name, now, rng)?.to_pem())?,
+            Some(place) => MadeIssuing::in_token(place, now, |key| {
+                Ok(root.issuing_for(&format!("{name} Issuing CA"), key, now, &mut random())?)
+            })?,
+        };
         let service = root.service(name, now, rng)?;
         let service_pem = service.to_pem();
 
@@ -797,7 +837,9 @@ impl NewFiles<'_> {
         ];
 
         self.write_pair("root", &root.to_pem(), "")?;
-        self.write_pair(&IssuingName::FIRST.to_string(), &issuing.to_pem(), "")?;
+        let first = IssuingName::FIRST;
+        self.write(&first.certificate(), issuing.certificate.as_bytes(), PUBLIC)?;
+        self.write(&issuing.kept.file(&first.to_string()), &issuing.kept.content(), SECRET)?;
         self.write_pair(SERVICE, &service_pem, "")?;
         let mut identities = Vec::new();
         for (holder, role, pair) in &own {

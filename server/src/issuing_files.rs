@@ -53,6 +53,11 @@ impl IssuingName {
     pub fn key(self) -> String {
         format!("{self}.key")
     }
+
+    /// The name of the file that says in which tokens its key is, if it is not in a file.
+    pub fn uris(self) -> String {
+        format!("{self}{URIS}")
+    }
 }
 
 impl std::fmt::Display for IssuingName {
@@ -78,9 +83,17 @@ pub fn with_key(directory: &Path) -> io::Result<Vec<IssuingName>> {
     named(directory, ".key")
 }
 
-/// The names of the keys in this directory that wait for a certificate, without `.key`. A key that
-/// has got a name with a time waits under that name alone, although a command that was cut short
-/// left the other name, too.
+/// Those whose key is in a token.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn in_token(directory: &Path) -> io::Result<Vec<IssuingName>> {
+    named(directory, URIS)
+}
+
+/// The names of the keys that wait for a certificate, without `.key` and `.pkcs11`. A key that has
+/// got a name with a time waits under that name alone, although a command that was cut short left
+/// the other name, too.
 ///
 /// # Errors
 /// The directory cannot be read.
@@ -88,26 +101,33 @@ pub fn waiting(directory: &Path) -> io::Result<Vec<String>> {
     let certified = certified(directory)?;
     let mut waiting: Vec<_> = with_key(directory)?
         .into_iter()
+        .chain(in_token(directory)?)
         .filter(|name| !certified.contains(name))
         .map(|name| name.to_string())
         .collect();
-    let pending = directory.join(format!("{PENDING}.key"));
-    if pending.exists() && !is_used(directory)? {
+    let is_there = KEYS.iter().any(|kind| directory.join(format!("{PENDING}{kind}")).exists());
+    if is_there && used(directory)?.is_none() {
         waiting.push(PENDING.to_owned());
     }
     Ok(waiting)
 }
 
-/// Whether the key of [`PENDING`] is that of an issuing CA with a time.
-fn is_used(directory: &Path) -> io::Result<bool> {
-    let read = |name: &str| fs::read(directory.join(format!("{name}.key"))).map(Zeroizing::new);
-    let pending = read(PENDING)?;
-    for name in with_key(directory)? {
-        if read(&name.to_string())? == pending {
-            return Ok(true);
+/// The file of the key of [`PENDING`], if that is the key of an issuing CA with a time, too.
+fn used(directory: &Path) -> io::Result<Option<String>> {
+    let read = |name: &str| fs::read(directory.join(name)).map(Zeroizing::new);
+    for kind in KEYS {
+        let pending = format!("{PENDING}{kind}");
+        if !directory.join(&pending).exists() {
+            continue;
+        }
+        let key = read(&pending)?;
+        for name in named(directory, kind)? {
+            if read(&format!("{name}{kind}"))? == key {
+                return Ok(Some(pending));
+            }
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 fn named(directory: &Path, kind: &str) -> io::Result<Vec<IssuingName>> {
@@ -159,14 +179,12 @@ impl Files {
     }
 
     /// Removes the key that waits, and the request for it, if the key has got another name: an
-    /// earlier command was cut short before it had done so.
-    pub(crate) fn drop_used(&self) -> Result<()> {
-        let pending = format!("{PENDING}.key");
-        if self.path.join(&pending).exists() && is_used(&self.path)? {
-            self.remove(&format!("{PENDING}.csr"))?;
-            self.remove(&pending)?;
-        }
-        Ok(())
+    /// earlier command was cut short before it had done so. Returns whether it had.
+    pub(crate) fn drop_used(&self) -> Result<bool> {
+        let Some(key) = used(&self.path)? else { return Ok(false) };
+        self.remove(&format!("{PENDING}.csr"))?;
+        self.remove(&key)?;
+        Ok(true)
     }
 
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
@@ -184,6 +202,10 @@ impl Files {
 pub const PENDING: &str = "issuing-next";
 
 const STEM: &str = "issuing";
+/// What ends the name of a file with URIs of keys in tokens.
+pub(crate) const URIS: &str = ".pkcs11";
+/// The kinds of file that an issuing key is in.
+pub(crate) const KEYS: [&str; 2] = [".key", URIS];
 
 #[cfg(test)]
 mod tests {
@@ -240,8 +262,11 @@ mod tests {
         );
         assert_eq!(names(with_key(directory.path())), ["issuing", "issuing-20290101T000000Z"]);
         assert_eq!(waiting(directory.path()).unwrap(), ["issuing-20290101T000000Z"]);
-        fs::write(directory.path().join("issuing-next.key"), "another").unwrap();
-        let all = ["issuing-20290101T000000Z", "issuing-next"];
-        assert_eq!(waiting(directory.path()).unwrap(), all);
+        for file in ["issuing-next.key", "issuing-next.pkcs11"] {
+            fs::write(directory.path().join(file), "another").unwrap();
+            let all = ["issuing-20290101T000000Z", "issuing-next"];
+            assert_eq!(waiting(directory.path()).unwrap(), all, "{file}");
+            fs::remove_file(directory.path().join(file)).unwrap();
+        }
     }
 }

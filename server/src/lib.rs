@@ -20,11 +20,13 @@ pub mod revocations;
 pub mod rfc3339;
 
 mod dated;
+mod issuing_keys;
 mod new_files;
 mod random;
 mod root_files;
 mod staging;
 mod successor;
 mod vendor_files;
+pub use issuing_keys::TokenPlace;
 pub use new_files::pem_of;
 pub use random::{random_bytes, random_u32};

@@ -26,7 +26,7 @@ const ALWAYS_DUE: &str = "[certificates]\nlifetime_days = 1\nrenew_before_days =
 const A_SECOND: Duration = Duration::from_millis(1100);
 
 /// What openssl has to be told of an issuing CA.
-const EXTENSIONS: &str = "basicConstraints=critical,CA:TRUE,pathlen:0\n\
+pub(crate) const EXTENSIONS: &str = "basicConstraints=critical,CA:TRUE,pathlen:0\n\
                           keyUsage=critical,keyCertSign,cRLSign\nextendedKeyUsage=clientAuth\n\
                           subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n";
 
@@ -265,13 +265,13 @@ fn the_list_of_each_issuing_ca_names_its_devices_and_mosquitto_needs_all_lists()
 }
 
 /// A root that is on another machine, and openssl there.
-struct Elsewhere {
-    place: TempDir,
+pub(crate) struct Elsewhere {
+    pub(crate) place: TempDir,
 }
 
 impl Elsewhere {
     /// Takes the root's key away from the CA.
-    fn take_root(dir: &AssayDir) -> Result<Self> {
+    pub(crate) fn take_root(dir: &AssayDir) -> Result<Self> {
         let place = tempfile::tempdir()?;
         for name in ["root.pem", "root.key"] {
             fs::copy(dir.path().join(name), place.path().join(name))?;
@@ -281,7 +281,12 @@ impl Elsewhere {
     }
 
     /// Certifies a request.
-    fn certify(&self, request: &Path, extensions: &str, more: &[&str]) -> Result<PathBuf> {
+    pub(crate) fn certify(
+        &self,
+        request: &Path,
+        extensions: &str,
+        more: &[&str],
+    ) -> Result<PathBuf> {
         let [config, out] = ["ext", "issuing.pem"].map(|name| self.place.path().join(name));
         fs::write(&config, extensions)?;
         let mut sign = tool("openssl")?;

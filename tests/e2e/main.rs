@@ -29,6 +29,7 @@ mod mqtt_clients;
 mod mqtt_refusals;
 mod on_command;
 mod operators;
+mod pkcs11;
 mod raw_client;
 mod refusals;
 mod rekey;

@@ -48,6 +48,11 @@ impl AccessBroker {
         TCTI
     }
 
+    /// The address of the bus, for the variable `DBUS_SESSION_BUS_ADDRESS`.
+    pub fn bus(&self) -> &str {
+        &self.address
+    }
+
     /// Lets a command find the bus.
     pub fn reachable_for<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("DBUS_SESSION_BUS_ADDRESS", &self.address)

@@ -28,9 +28,16 @@ pub const EVERY_FLOW: &str = "flows = [\"ticket\", \"sealed\", \"shared-key\"]";
 impl AssayDir {
     /// A new CA that offers every flow.
     pub fn init() -> Result<Self> {
+        Self::init_with(&[], &[])
+    }
+
+    /// The same with more arguments of `assay init`, and variables in its environment.
+    pub fn init_with(arguments: &[&str], environment: &[(&str, &OsStr)]) -> Result<Self> {
         let temporary = tempfile::tempdir()?;
         let dir = Self { temporary };
-        run(Command::new(assay_bin("assay")?).arg("init").arg(dir.path()))?;
+        let mut init = Command::new(assay_bin("assay")?);
+        init.arg("init").arg(dir.path()).args(arguments);
+        run(init.envs(environment.iter().copied()))?;
         let settings = dir.path().join("assay.toml");
         let text = fs::read_to_string(&settings)?;
         let offered = text.replace("flows = [\"ticket\", \"sealed\"]", EVERY_FLOW);

@@ -63,7 +63,7 @@ pub fn run(command: &mut Command) -> Result<Output> {
 /// Sends `signal` ("KILL", "STOP", "CONT", "TERM") to one process.
 ///
 /// This is the shell's own `kill`, because not every machine has the program of that name.
-pub(crate) fn signal(process: u32, signal: &str) -> Result<()> {
+pub fn signal(process: u32, signal: &str) -> Result<()> {
     run(tool("sh")?.args(["-c", &format!("kill -{signal} {process}")])).map(drop)
 }
 
@@ -92,10 +92,13 @@ fn package_of(program: &str) -> Option<&'static str> {
         "mosquitto" => "mosquitto",
         "mosquitto_pub" | "mosquitto_sub" => "mosquitto-clients",
         "openssl" => "openssl",
-        "nsenter" | "setpriv" => "util-linux",
+        "nsenter" | "setpriv" | "unshare" => "util-linux",
         "initdb" | "postgres" => "postgresql-15",
         "psql" => "postgresql-client-15",
+        "pkcs11-tool" => "opensc",
+        "tpm2_ptool" => "libtpm2-pkcs11-tools",
         "script" => "bsdutils",
+        "softhsm2-util" => "softhsm2",
         "swtpm" => "swtpm",
         "swtpm_localca" | "swtpm_setup" => "swtpm-tools",
         "systemd-nspawn" => "systemd-container",

@@ -15,6 +15,10 @@ use crate::profile::Profile;
 use crate::x509::{Name, attribute_of, parse_certificate};
 use crate::{Fault, oid};
 
+/// A key that signs certificates: in a file, or elsewhere. One that is elsewhere may be slow, and
+/// may fail with [`rcgen::Error::RemoteKeyError`] for a while.
+pub type IssuingKey = Box<dyn SigningKey + Send + Sync>;
+
 /// The issuing CA's certificate, and the key that signs device certificates.
 pub struct Issuer {
     pub(super) certificate: CertificateDer<'static>,
@@ -26,14 +30,12 @@ pub struct Issuer {
     pub(super) key_id: Vec<u8>,
     /// What comes after its certificate in a chain.
     above: Option<assay_wire::CertificateDer>,
+    pub(super) is_elsewhere: bool,
 }
 
 impl Issuer {
-    /// Joins an issuing certificate and its key. The key may be in a file, or behind an HSM.
-    pub fn new(
-        certificate: CertificateDer<'static>,
-        key: Box<dyn SigningKey + Send + Sync>,
-    ) -> Result<Self, IssuerError> {
+    /// Joins an issuing certificate and its key.
+    pub fn new(certificate: CertificateDer<'static>, key: IssuingKey) -> Result<Self, IssuerError> {
         let parsed = parse_certificate(&certificate).ok_or(IssuerError::UnreadableCertificate)?;
         if !parsed.is_ca() {
             return Err(IssuerError::NotACa);
@@ -54,6 +56,7 @@ impl Issuer {
             subject: parsed.subject().as_raw().to_vec(),
             key_id,
             above: None,
+            is_elsewhere: false,
             signer: rcgen::Issuer::from_ca_cert_der(&certificate, Signer(key))
                 .map_err(|_| IssuerError::UnreadableCertificate)?,
             certificate,
@@ -65,6 +68,12 @@ impl Issuer {
         let certificate = CertificateDer::from_pem_slice(certificate.as_bytes());
         let key = rcgen::KeyPair::from_pem(key).map_err(|_| IssuerError::UnreadableKey)?;
         Self::new(certificate.map_err(|_| IssuerError::UnreadableCertificate)?, Box::new(key))
+    }
+
+    /// The same issuer, whose key is elsewhere: a signature may take long.
+    #[must_use]
+    pub fn elsewhere(self) -> Self {
+        Self { is_elsewhere: true, ..self }
     }
 
     /// The same issuer, if one of these roots certified it: the root's key signed the issuing
@@ -168,6 +177,10 @@ impl Issuer {
     /// Its certificate in DER.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    pub(crate) fn signer(&self) -> &rcgen::Issuer<'static, Signer> {
+        &self.signer
     }
 
     /// Until when its certificate is valid.
@@ -288,7 +301,7 @@ fn is_signed_by(certificate: &[u8], issuer: &X509Certificate<'_>) -> bool {
 }
 
 /// A signing key of any kind; `rcgen` has no implementation for boxes.
-pub(super) struct Signer(Box<dyn SigningKey + Send + Sync>);
+pub(crate) struct Signer(IssuingKey);
 
 impl PublicKeyData for Signer {
     fn der_bytes(&self) -> &[u8] {

@@ -8,7 +8,7 @@ mod serial;
 mod sign;
 mod term;
 
-pub use issuer::{Issuer, IssuerError, MAX_KEY_ID};
+pub use issuer::{Issuer, IssuerError, IssuingKey, MAX_KEY_ID};
 pub use issuers::{HANDOVER, Issuers, IssuersError, Scheduled};
 pub use prepare::{CertificateFacts, Prepared, Proven, Renewed, Unproven};
 pub use revocation::{REVOCATION_LIST_LIFETIME, RevocationListRead, RevocationReason, Revoked};

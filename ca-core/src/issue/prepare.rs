@@ -199,12 +199,16 @@ impl<P> Prepared<P> {
         self.renew_at
     }
 
+    pub(crate) fn signs_elsewhere(&self) -> bool {
+        self.issuer.is_elsewhere
+    }
+
     /// The certificate, followed by its issuer's.
     pub(super) fn sign(self) -> Result<(CertificateFacts, CertificateList<1>), Fault> {
         let Self { params, public_key, facts, issuer, .. } = self;
-        let certificate = params.signed_by(&public_key, &issuer.signer).map_err(|error| {
-            Fault::Certificate { operation: "signing a certificate", reason: error.to_string() }
-        })?;
+        let certificate = params
+            .signed_by(&public_key, &issuer.signer)
+            .map_err(Fault::of_signer("signing a certificate"))?;
         Ok((facts, issuer.chain(certificate.der())?))
     }
 }

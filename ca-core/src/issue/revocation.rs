@@ -60,10 +60,9 @@ impl Issuer {
             revoked_certs: revoked.collect(),
             key_identifier_method: KeyIdMethod::PreSpecified(self.key_id.clone()),
         };
-        let list = params.signed_by(&self.signer).map_err(|error| Fault::Certificate {
-            operation: "signing a revocation list",
-            reason: error.to_string(),
-        })?;
+        let list = params
+            .signed_by(&self.signer)
+            .map_err(Fault::of_signer("signing a revocation list"))?;
         Ok(list.der().to_vec())
     }
 

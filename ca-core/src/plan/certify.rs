@@ -53,6 +53,11 @@ impl Certification {
         }
     }
 
+    /// Whether a key that is elsewhere has to sign, so that [`sign`](Self::sign) may take long.
+    pub fn signs_elsewhere(&self) -> bool {
+        matches!(self, Self::New(prepared) if prepared.signs_elsewhere())
+    }
+
     /// Signs a new certificate and makes the reply. Record the certificate before you send the
     /// reply.
     pub fn sign(self) -> Result<(CertificateReply, Option<Issued<Proven>>), Fault> {

@@ -96,6 +96,11 @@ impl Sealing {
         &self.candidate.subject.device_id
     }
 
+    /// Whether a key that is elsewhere has to sign, so that [`sign`](Self::sign) may take long.
+    pub fn signs_elsewhere(&self) -> bool {
+        matches!(&self.content, Content::New(prepared) if prepared.signs_elsewhere())
+    }
+
     /// Signs a new certificate and makes the reply. Record the certificate before you send the
     /// reply.
     pub fn sign(

@@ -92,6 +92,11 @@ impl Renewing {
         &self.device_id
     }
 
+    /// Whether a key that is elsewhere has to sign, so that [`sign`](Self::sign) may take long.
+    pub fn signs_elsewhere(&self) -> bool {
+        matches!(&self.answer, Answer::New(prepared) if prepared.signs_elsewhere())
+    }
+
     /// Signs a new certificate and makes the reply. Record the certificate before you send the
     /// reply.
     pub fn sign(

@@ -1,8 +1,8 @@
 //! The certificates that set a CA up.
 
 use assay_ca_core::{
-    Authority, ConfigurationSigner, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, NewRoot,
-    NotANewRoot, THROW_AWAY_PREFIX,
+    Authority, ConfigurationSigner, ISSUING_LIFETIME, Issuer, KeyAndCertificate, LEAF_LIFETIME,
+    NewRoot, NotANewRoot, THROW_AWAY_PREFIX,
 };
 use assay_wire::{
     Bytes, Configuration, Identity, IdentityName, MAX_CONFIGURATION, SignedConfiguration,
@@ -255,7 +255,9 @@ fn device_that_does_not_exist_is_one_for_ten_minutes_and_no_relying_party_takes_
     let root = Authority::root("Test", now(), &mut rng).unwrap();
     let issuing = root.issuing("Test", now(), &mut rng).unwrap();
     let scope: assay_wire::Scope = "default".parse().unwrap();
-    let (id, pair) = issuing.throw_away_device(&scope, now(), &mut rng).unwrap();
+    let pair = issuing.to_pem();
+    let issuer = Issuer::from_pem(&pair.certificate, &pair.key).unwrap();
+    let (id, pair) = issuer.throw_away_device(&scope, now(), &mut rng).unwrap();
     assert!(id.as_str().starts_with(THROW_AWAY_PREFIX));
     let leaf = der(&pair);
     assert!(verify(&root, &issuing, &leaf, KeyUsage::client_auth()));
@@ -275,7 +277,7 @@ fn device_that_does_not_exist_is_one_for_ten_minutes_and_no_relying_party_takes_
     assert_eq!(parsed.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 1);
 
     let (other, ended) =
-        issuing.throw_away_device(&scope, now() - Duration::DAY, &mut rng).unwrap();
+        issuer.throw_away_device(&scope, now() - Duration::DAY, &mut rng).unwrap();
     assert!(other != id && !verify(&root, &issuing, &der(&ended), KeyUsage::client_auth()));
 }
 

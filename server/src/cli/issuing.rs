@@ -4,11 +4,12 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use assay_pkcs11::{KeyKind, Uri};
 use assay_server::directory::Directory;
 use assay_server::operations::documents;
 use assay_server::operations::issuing::{self, AHEAD, InPlace, Row, State};
-use assay_server::rfc3339;
-use clap::Subcommand;
+use assay_server::{TokenPlace, rfc3339};
+use clap::{Args, Subcommand};
 use time::OffsetDateTime;
 
 use super::table;
@@ -24,6 +25,8 @@ pub(crate) enum Issuing {
         /// The root's key, if it is not in the CA's directory
         #[arg(long, value_name = "FILE")]
         root_key: Option<PathBuf>,
+        #[command(flatten)]
+        key: Key,
     },
     /// Make a key, and a request that the root's owner certifies on another machine
     ///
@@ -35,6 +38,8 @@ pub(crate) enum Issuing {
         /// Forget the key that waits, and make another one
         #[arg(long)]
         again: bool,
+        #[command(flatten)]
+        key: Key,
     },
     /// Put the certificate in place that the root's owner made for the request
     Install {
@@ -43,6 +48,9 @@ pub(crate) enum Issuing {
         /// From when on it is used: YYYY-MM-DD, RFC 3339, or `now`. A week ahead if it is left out
         #[arg(long, value_name = "DATE")]
         from: Option<From>,
+        /// The key in a token that it is for, if no key of `issuing csr` waits for it
+        #[arg(long, value_name = "URI")]
+        key: Option<Uri>,
     },
     /// List the issuing CAs, and how many certificates need each
     List {
@@ -60,26 +68,44 @@ pub(crate) enum Issuing {
     },
 }
 
+/// Where the key of a new issuing CA is, if not in a file.
+#[derive(Args)]
+pub(crate) struct Key {
+    /// The key in a token (RFC 7512: pkcs11:token=LABEL;object=LABEL?module-path=/path/to/lib.so).
+    /// Without object and id, one is made there
+    #[arg(long, value_name = "URI")]
+    key: Option<Uri>,
+    /// The kind of key that is made: p256, p384, rsa2048, rsa3072 or rsa4096
+    #[arg(long, value_name = "KIND", default_value = "p256", requires = "key")]
+    key_type: KeyKind,
+}
+
+impl Key {
+    fn place(self) -> Option<TokenPlace> {
+        Some(TokenPlace { uri: self.key?, kind: self.key_type })
+    }
+}
+
 impl Issuing {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
         let now = OffsetDateTime::now_utc();
         match self {
-            Self::New { from, root_key } => {
-                let from = time_of(from, now);
-                tell(&issuing::make(directory, from, root_key.as_deref(), now)?, now);
+            Self::New { from, root_key, key } => {
+                let (from, place) = (time_of(from, now), key.place());
+                tell(&issuing::make(directory, from, root_key.as_deref(), place, now)?, now);
             }
-            Self::Csr { out, again } => request(directory, out, again, now)?,
-            Self::Install { certificate, from } => {
+            Self::Csr { out, again, key } => request(directory, out, again, key.place(), now)?,
+            Self::Install { certificate, from, key } => {
                 let file = fs::read(&certificate)
                     .with_context(|| format!("cannot read {}", certificate.display()))?;
-                let installed = issuing::install(directory, &file, time_of(from, now), now)
+                let installed = issuing::install(directory, &file, time_of(from, now), key, now)
                     .with_context(|| format!("{} is not installed", certificate.display()))?;
                 tell(&installed, now);
             }
             Self::List { json } => list(directory, json, now)?,
             Self::Remove { which, force } => {
                 let removed = issuing::remove(directory, &which, force, now)?;
-                eprintln!("removed {0}.pem and {0}.key", removed.files);
+                eprintln!("removed the files {}.*; a key in a token stays there", removed.files);
                 if removed.state != State::Unfinished {
                     eprintln!("  remove them on every machine that serves this CA");
                     eprintln!("  then send SIGHUP to `assay serve` and `assay worker`");
@@ -124,10 +150,10 @@ fn time_of(from: Option<From>, now: OffsetDateTime) -> OffsetDateTime {
 }
 
 fn tell(made: &InPlace, now: OffsetDateTime) {
-    let InPlace { name, subject, key_id, from, ends } = made;
+    let InPlace { name, key_file, subject, key_id, from, ends } = made;
     let [from_shown, ends] = [from, ends].map(|time| rfc3339::seconds(time.unix_timestamp()));
     eprintln!("{}: it signs device certificates from {from_shown} on", table::printable(subject));
-    eprintln!("  files  {} and {}", name.certificate(), name.key());
+    eprintln!("  files  {} and {key_file}", name.certificate());
     eprintln!("  key    {key_id}");
     eprintln!("  ends   {ends}");
     eprintln!("next:");
@@ -146,16 +172,17 @@ fn request(
     directory: &Directory,
     out: Option<PathBuf>,
     again: bool,
+    place: Option<TokenPlace>,
     now: OffsetDateTime,
 ) -> Result<()> {
-    let request = issuing::request(directory, again, now)?;
+    let request = issuing::request(directory, again, place, now)?;
     match &out {
         Some(file) => fs::write(file, &request.pem)
             .with_context(|| format!("cannot write {}", file.display()))?,
         None => table::print_line(request.pem.trim_end()),
     }
     let made = if request.is_new { "made a key, which waits" } else { "the key waits already" };
-    eprintln!("{made} in issuing-next.key; it never leaves this machine");
+    eprintln!("{made}: {}", request.key_file);
     eprintln!(
         "next: have the root's owner certify the request (docs/operations.md, \"Replacing the \
          issuing CA\"), then run `assay issuing install CERTIFICATE`"

@@ -1,8 +1,10 @@
-//! `assay keys`: the secrets that all workers share, and their change.
+//! `assay keys`: the CA's keys and secrets, and the change of those that all workers share.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use assay_server::directory::{Directory, SharedSecret};
+use assay_server::operations::documents::issuing_state;
 use assay_server::operations::keys::{self, LEAD, Role};
+use assay_server::operations::signers::{self, Place};
 use assay_server::rfc3339;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -13,12 +15,24 @@ use super::{list, table};
 
 #[derive(Subcommand)]
 pub(crate) enum Keys {
-    /// List the ticket keys and master secrets, and what still needs an old one
+    /// List the keys of the CAs, the ticket keys and the master secrets: what each is, where it is,
+    /// and what still needs an old one
     List(list::Json),
+    /// Try each: that it works, and how long it takes
+    Test(Test),
     /// Make the next one: it is accepted as soon as a worker reads it, and used from a time on
     Rotate(Rotate),
     /// Drop the one before
     Retire(Retire),
+}
+
+#[derive(Args)]
+pub(crate) struct Test {
+    /// How often each signs; the median counts
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    times: u16,
+    #[command(flatten)]
+    json: list::Json,
 }
 
 #[derive(Args)]
@@ -71,9 +85,39 @@ impl Keys {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
         match self {
             Self::List(list::Json { json }) => list_all(directory, json),
+            Self::Test(test) => test.run(directory),
             Self::Rotate(rotate) => rotate.run(directory),
             Self::Retire(retire) => retire.run(directory),
         }
+    }
+}
+
+impl Test {
+    fn run(self, directory: &Directory) -> Result<()> {
+        let tried = signers::test(directory, self.times, OffsetDateTime::now_utc())?;
+        let broken = tried.iter().filter(|it| it.outcome.is_err()).count();
+        if self.json.json {
+            for it in &tried {
+                table::print_json(&json!({
+                    "key": it.files,
+                    "where": it.place,
+                    "works": it.outcome.is_ok(),
+                    "median_us": it.outcome.as_ref().ok().map(|took| took.as_micros() as u64),
+                    "error": it.outcome.as_ref().err(),
+                }));
+            }
+        } else {
+            let cells = tried.iter().map(|it| {
+                let outcome = match &it.outcome {
+                    Ok(took) => format!("works, {:.3} ms", took.as_secs_f64() * 1000.0),
+                    Err(error) => format!("BROKEN: {error}"),
+                };
+                [it.files.clone(), outcome, it.place.clone()]
+            });
+            table::print(["KEY", "OUTCOME", "WHERE"], cells);
+        }
+        ensure!(broken == 0, "{broken} of these keys do not work");
+        Ok(())
     }
 }
 
@@ -109,10 +153,29 @@ impl Retire {
 }
 
 fn list_all(directory: &Directory, json: bool) -> Result<()> {
-    let held = keys::list(directory, OffsetDateTime::now_utc())?;
+    let now = OffsetDateTime::now_utc();
+    let (signers, held) = (signers::list(directory, now)?, keys::list(directory, now)?);
     let from =
         |from: Option<OffsetDateTime>| from.map(|from| rfc3339::seconds(from.unix_timestamp()));
     if json {
+        for signer in &signers {
+            let uris = match &signer.place {
+                Place::Tokens(_, uris) => Some(uris.iter().map(ToString::to_string)),
+                Place::File(_) | Place::Elsewhere => None,
+            };
+            let file = match &signer.place {
+                Place::File(file) | Place::Tokens(file, _) => Some(file),
+                Place::Elsewhere => None,
+            };
+            table::print_json(&json!({
+                "key": signer.ca,
+                "kind": signer.kind,
+                "file": file,
+                "tokens": uris.map(Iterator::collect::<Vec<_>>),
+                "from": from(signer.from),
+                "state": issuing_state(signer.state),
+            }));
+        }
         for held in &held {
             let (role, needed) = match &held.role {
                 Role::InUse => ("in use", None),
@@ -121,6 +184,7 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
             };
             table::print_json(&json!({
                 "key": held.secret.stem(),
+                "kind": SECRET_KIND,
                 "file": held.file,
                 "from": from(held.from),
                 "state": role,
@@ -129,7 +193,20 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
         }
         return Ok(());
     }
-    let cells = held.iter().map(|held| {
+    let signers = signers.iter().map(|signer| {
+        let from = from(signer.from).unwrap_or_else(|| "-".into());
+        let place = match &signer.place {
+            Place::File(file) => file.clone(),
+            Place::Tokens(_, uris) => {
+                let all: Vec<_> = uris.iter().map(|uri| format!("token {}", uri.token())).collect();
+                all.join(", ")
+            }
+            Place::Elsewhere => "not on this machine".into(),
+        };
+        let state = issuing_state(signer.state).into();
+        [signer.ca.into(), signer.kind.clone(), place, from, state]
+    });
+    let secrets = held.iter().map(|held| {
         let state = match &held.role {
             Role::InUse => "in use".into(),
             Role::Next => "next, accepted".into(),
@@ -137,8 +214,11 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
             Role::Before(needed) => format!("before, accepted: {}", needed.join("; ")),
         };
         let from = from(held.from).unwrap_or_else(|| "-".into());
-        [held.secret.stem().into(), held.file.clone(), from, state]
+        [held.secret.stem().into(), SECRET_KIND.into(), held.file.clone(), from, state]
     });
-    table::print(["KEY", "FILE", "USED FROM", "STATE"], cells);
+    table::print(["KEY", "KIND", "WHERE", "USED FROM", "STATE"], signers.chain(secrets));
     Ok(())
 }
+
+/// What a shared secret is.
+const SECRET_KIND: &str = "HMAC-SHA-256";

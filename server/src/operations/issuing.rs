@@ -4,11 +4,11 @@ use std::cmp::Ordering;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use assay_ca_core::{
-    Authority, HANDOVER, Issuer, IssuerError, certificates_in, issuing_key, issuing_request,
-};
+use assay_ca_core::{HANDOVER, Issuer, IssuerError, certificates_in, issuing_key, issuing_request};
+use assay_pkcs11::{Tokens, Uri};
 use assay_store::InForce;
 use assay_wire::KeyId;
+use rcgen::KeyPair;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -18,7 +18,8 @@ use time::{Duration, OffsetDateTime};
 use crate::ca::key_id;
 use crate::directory::Directory;
 use crate::expiry::{Ending, WARN_OF_CA_BEFORE, What, ends_of, needs_next};
-use crate::issuing_files::{self, Files, IssuingName, PENDING};
+use crate::issuing_files::{self, Files, IssuingName, KEYS, PENDING};
+use crate::issuing_keys::{KeptKey, MadeIssuing, TokenPlace};
 use crate::new_files::{PUBLIC, SECRET, pem_of};
 use crate::random::random;
 use crate::rfc3339;
@@ -28,6 +29,8 @@ use crate::rfc3339;
 pub struct InPlace {
     /// The name of its files.
     pub name: IssuingName,
+    /// The name of the file with its key, or with the URIs of the key.
+    pub key_file: String,
     /// What it is called in certificates.
     pub subject: String,
     /// The identifier of its key.
@@ -39,27 +42,35 @@ pub struct InPlace {
 }
 
 /// Makes the issuing CA that is used from this time on, with the root's key: the one in `root_key`,
-/// or else in the CA's directory.
+/// or else in the CA's directory. Its own key is in a file, or else in this token.
 ///
 /// # Errors
-/// The time is past or taken, the root's key cannot be read or is another root's, or the files
-/// cannot be written.
+/// The time is past or taken, the root's key cannot be read or is another root's, the token failed,
+/// or the files cannot be written.
 pub fn make(
     directory: &Directory,
     from: OffsetDateTime,
     root_key: Option<&Path>,
+    token: Option<TokenPlace>,
     now: OffsetDateTime,
 ) -> Result<InPlace> {
     let name = free_name(directory, from, now, None)?;
     let root = directory.root_authority(root_key)?;
     let subject = next_subject(directory, from, true)?;
-    let pair = root.issuing_called(&subject, now, &mut random())?.to_pem();
-    let made = check(directory, name, &pair.certificate, &pair.key)
-        .context("the root's key makes no issuing CA")?;
+    let new = match token {
+        None => MadeIssuing::in_file(&root.issuing_called(&subject, now, &mut random())?.to_pem())?,
+        Some(place) => MadeIssuing::in_token(place, now, |key| {
+            Ok(root.issuing_for(&subject, key, now, &mut random())?)
+        })?,
+    };
+    let MadeIssuing { certificate, kept, issuer } = new;
+    let file = kept.file(&name.to_string());
+    let made =
+        check(directory, name, &file, issuer).context("the root's key makes no issuing CA")?;
     let files = Files::open(directory.path())?;
     // The key first: without a certificate it counts for nothing.
-    files.put(&name.key(), pair.key.as_bytes(), SECRET)?;
-    files.put(&name.certificate(), pair.certificate.as_bytes(), PUBLIC)?;
+    files.put(&file, &kept.content(), SECRET)?;
+    files.put(&name.certificate(), certificate.as_bytes(), PUBLIC)?;
     Ok(made)
 }
 
@@ -68,47 +79,79 @@ pub fn make(
 pub struct Request {
     /// PKCS #10 (RFC 2986), in PEM.
     pub pem: String,
+    /// The name of the file with its key, or with the URI of the key.
+    pub key_file: String,
     /// Whether it was made now.
     pub is_new: bool,
 }
 
 /// Makes a key, and a request to certify it for the root's owner on another machine. A request that
-/// waits already is given again, unless `again` wants another key.
+/// waits already is given again, unless `again` wants another key. A new key is in a file, or else
+/// in this token.
 ///
 /// # Errors
-/// The files cannot be read or written.
-pub fn request(directory: &Directory, again: bool, now: OffsetDateTime) -> Result<Request> {
+/// A key waits already and a token is named, the token failed, or the files cannot be read or
+/// written.
+pub fn request(
+    directory: &Directory,
+    again: bool,
+    token: Option<TokenPlace>,
+    now: OffsetDateTime,
+) -> Result<Request> {
     let files = Files::open(directory.path())?;
-    let [key_file, request_file] = ["key", "csr"].map(|kind| format!("{PENDING}.{kind}"));
+    let request_file = format!("{PENDING}.csr");
     files.drop_used()?;
     if again {
         files.remove(&request_file)?;
-        files.remove(&key_file)?;
+        KEYS.iter().try_for_each(|kind| files.remove(&format!("{PENDING}{kind}")))?;
     }
-    let key = files.read(&key_file)?;
-    match (&key, files.read(&request_file)?) {
-        (Some(_), Some(pem)) => return Ok(Request { pem: pem.to_string(), is_new: false }),
+    let kept = KeptKey::read(&files, PENDING)?;
+    ensure!(
+        token.is_none() || kept.is_none(),
+        "a key waits for a certificate already; --again forgets it"
+    );
+    match (&kept, files.read(&request_file)?) {
+        (Some(kept), Some(pem)) => {
+            let (pem, key_file) = (pem.to_string(), kept.file(PENDING));
+            return Ok(Request { pem, key_file, is_new: false });
+        }
         // An earlier command was ended before it had removed this.
         (None, Some(_)) => files.remove(&request_file)?,
         (_, None) => {}
     }
-    let key = match key {
-        Some(key) => key,
-        None => {
-            let key = issuing_key()?;
-            files.put(&key_file, key.as_bytes(), SECRET)?;
-            key
+    let mut tokens = Tokens::default();
+    let kept = match (kept, token) {
+        (Some(kept), _) => kept,
+        (None, token) => {
+            let kept = match token {
+                None => KeptKey::Pem(issuing_key()?),
+                Some(place) => KeptKey::Token(vec![place.take(&mut tokens, now)?.0]),
+            };
+            files.put(&kept.file(PENDING), &kept.content(), SECRET)?;
+            if files.drop_used()? {
+                bail!("this key is an issuing CA's already; each has a key of its own");
+            }
+            kept
         }
     };
-    let pem = issuing_request(&next_subject(directory, now, false)?, &key)
-        .with_context(|| format!("{key_file}; --again makes another one"))?;
+    let (subject, key_file) = (next_subject(directory, now, false)?, kept.file(PENDING));
+    let pem = match &kept {
+        KeptKey::Pem(pem) => KeyPair::from_pem(pem)
+            .context("it is not PKCS #8")
+            .and_then(|key| Ok(issuing_request(&subject, &key)?)),
+        KeptKey::Token(uris) => tokens
+            .find(&uris[0])
+            .map_err(Into::into)
+            .and_then(|public| Ok(issuing_request(&subject, &tokens.key(uris, public))?)),
+    };
+    let pem = pem.with_context(|| format!("{key_file}; --again makes another one"))?;
     files.put(&request_file, pem.as_bytes(), PUBLIC)?;
-    Ok(Request { pem, is_new: true })
+    Ok(Request { pem, key_file, is_new: true })
 }
 
-/// Puts a certificate into its place that was made for a key that waits, to be used from this time
-/// on. `file` is in any encoding; it may hold other certificates besides. It may be cut short at
-/// any point, and run again.
+/// Puts a certificate into its place that was made for a key that waits, or for the one of this
+/// URI, to be used from this time on. `file` is in any encoding; it may hold other certificates
+/// besides. It may be cut short at any point, and run again.
 ///
 /// # Errors
 /// It is for another key, it would make no good issuing CA, the time is past or taken, or the files
@@ -117,26 +160,30 @@ pub fn install(
     directory: &Directory,
     file: &[u8],
     from: OffsetDateTime,
+    in_token: Option<Uri>,
     now: OffsetDateTime,
 ) -> Result<InPlace> {
     let files = Files::open(directory.path())?;
     files.drop_used()?;
     let certificates = certificates_in(file)?;
+    if let Some(uri) = in_token {
+        return install_for(directory, &files, &certificates, uri, from, now);
+    }
     let waiting = issuing_files::waiting(directory.path())?;
     for holder in &waiting {
-        let Some(key) = files.read(&format!("{holder}.key"))? else { continue };
+        let Some(kept) = KeptKey::read(&files, holder)? else { continue };
         for certificate in &certificates {
-            let pem = pem_of("CERTIFICATE", certificate);
-            match Issuer::from_pem(&pem, &key) {
-                Err(IssuerError::KeyMismatch) => continue,
-                Err(error) => return Err(error.into()),
-                Ok(_) => {}
-            }
+            let issuer = match kept.checked_issuer(certificate, &mut Tokens::default()) {
+                Err(error) if is_for_another_key(&error) => continue,
+                issuer => issuer?,
+            };
             let name = free_name(directory, from, now, Some(holder))?;
-            let made = check(directory, name, &pem, &key)?;
-            if *holder != name.to_string() {
-                files.rename(&format!("{holder}.key"), &name.key())?;
+            let (old, new) = (kept.file(holder), kept.file(&name.to_string()));
+            let made = check(directory, name, &new, issuer)?;
+            if old != new {
+                files.rename(&old, &new)?;
             }
+            let pem = pem_of("CERTIFICATE", certificate);
             files.put(&name.certificate(), pem.as_bytes(), PUBLIC)?;
             if holder == PENDING {
                 files.remove(&format!("{PENDING}.csr"))?;
@@ -149,10 +196,39 @@ pub fn install(
         "no key waits for a certificate; `assay issuing csr` makes one, with a request for it"
     );
     bail!(
-        "the certificate is for none of the keys that wait: {}.key; have the request certified \
-         that `assay issuing csr` gives",
-        waiting.join(".key, ")
+        "the certificate is for none of the keys that wait: {}; have the request certified that \
+         `assay issuing csr` gives",
+        waiting.join(", ")
     )
+}
+
+/// Puts the certificate into its place that was made for this key in a token.
+fn install_for(
+    directory: &Directory,
+    files: &Files,
+    certificates: &[CertificateDer<'static>],
+    uri: Uri,
+    from: OffsetDateTime,
+    now: OffsetDateTime,
+) -> Result<InPlace> {
+    let kept = KeptKey::Token(vec![uri]);
+    for certificate in certificates {
+        let issuer = match kept.checked_issuer(certificate, &mut Tokens::default()) {
+            Err(error) if is_for_another_key(&error) => continue,
+            issuer => issuer?,
+        };
+        let name = free_name(directory, from, now, None)?;
+        let file = kept.file(&name.to_string());
+        let made = check(directory, name, &file, issuer)?;
+        files.put(&file, &kept.content(), SECRET)?;
+        files.put(&name.certificate(), pem_of("CERTIFICATE", certificate).as_bytes(), PUBLIC)?;
+        return Ok(made);
+    }
+    bail!("no certificate in the file is for the key that the URI names")
+}
+
+fn is_for_another_key(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<IssuerError>() == Some(&IssuerError::KeyMismatch)
 }
 
 /// What an issuing CA is for now.
@@ -203,7 +279,7 @@ pub fn list(directory: &Directory, now: OffsetDateTime) -> Result<Vec<Row>> {
     let in_use = names.iter().rposition(|name| name.used_from().is_none_or(|from| from <= now));
     let in_use = in_use.unwrap_or(0);
     let mut store = directory.store()?;
-    let mut rows = Vec::new();
+    let (mut rows, mut tokens) = (Vec::new(), Tokens::default());
     for (position, name) in names.iter().enumerate() {
         let state = match position.cmp(&in_use) {
             Ordering::Less => State::Old,
@@ -213,7 +289,7 @@ pub fn list(directory: &Directory, now: OffsetDateTime) -> Result<Vec<Row>> {
         // It is used from then on, whatever its certificate says; a worker refuses one that is not
         // valid then.
         let used = name.used_from().map_or(now, |from| from.max(now));
-        let issuer = directory.issuer_called(*name).and_then(|issuer| match state {
+        let issuer = directory.issuer_called(*name, &mut tokens).and_then(|issuer| match state {
             State::Old | State::Unfinished => Ok(issuer),
             State::InUse | State::Next => Ok(issuer.valid_at(used)?),
         });
@@ -309,7 +385,7 @@ pub fn remove(
     let files = Files::open(directory.path())?;
     // The certificate first: a key without one counts for nothing.
     files.remove(&format!("{}.pem", row.files))?;
-    files.remove(&format!("{}.key", row.files))?;
+    KEYS.iter().try_for_each(|kind| files.remove(&format!("{}{kind}", row.files)))?;
     if row.files == PENDING {
         files.remove(&format!("{PENDING}.csr"))?;
     }
@@ -379,17 +455,16 @@ fn free_name(
 fn check(
     directory: &Directory,
     name: IssuingName,
-    certificate: &str,
-    key: &str,
+    key_file: &str,
+    issuer: Issuer,
 ) -> Result<InPlace> {
     let from = name.used_from().context("it has no time")?;
     let lifetime = directory.config().profile.validity();
-    let issuer = Issuer::from_pem(certificate, key)?
-        .under(&directory.pinned()?)?
-        .valid_at(from)?
-        .fit_to_issue(lifetime, from)?;
+    let issuer =
+        issuer.under(&directory.pinned()?)?.valid_at(from)?.fit_to_issue(lifetime, from)?;
     let in_place = InPlace {
         name,
+        key_file: key_file.to_owned(),
         subject: issuer.name(),
         key_id: key_id(&issuer),
         from,
@@ -401,12 +476,11 @@ fn check(
         "the service CA has the name {}, too; certify the request with another one",
         issuer.name()
     );
+    let (_, leaf) = issuer.throw_away_device(&directory.config().scope, from, &mut random())?;
+    let leaf = CertificateDer::from_pem_slice(leaf.certificate.as_bytes())?;
+    let issuing = issuer.certificate().clone();
     directory.issuers_with(Some((from, issuer)))?;
 
-    let authority = Authority::from_pem(certificate, key)?;
-    let (_, leaf) = authority.throw_away_device(&directory.config().scope, from, &mut random())?;
-    let leaf = CertificateDer::from_pem_slice(leaf.certificate.as_bytes())?;
-    let issuing = CertificateDer::from_pem_slice(certificate.as_bytes())?;
     let provider = aws_lc_rs::default_provider().into();
     let verifier =
         WebPkiClientVerifier::builder_with_provider(directory.roots()?.into(), provider).build()?;
@@ -421,7 +495,10 @@ fn check(
 /// because each device certificate has it twice on its way.
 fn next_subject(directory: &Directory, at: OffsetDateTime, may_be_a_day: bool) -> Result<String> {
     let names = directory.issuing_names()?;
-    let all = names.iter().filter_map(|name| directory.issuer_called(*name).ok()?.common_name());
+    let mut tokens = Tokens::default();
+    let name_of =
+        |name: &IssuingName| directory.issuer_called(*name, &mut tokens).ok()?.common_name();
+    let all = names.iter().filter_map(name_of);
     let all: Vec<_> = all.collect();
     let base = all.last().map_or("Issuing CA", |name| without_date(name));
     let time = rfc3339::seconds(at.unix_timestamp());
@@ -479,7 +556,7 @@ mod tests {
                 assert_eq!(issuing_files::waiting(path).unwrap(), [name.to_string()]);
             }
             let key = std::fs::read(&pending[0]).unwrap();
-            install(&directory, certificate.as_bytes(), now + Duration::DAY, now).unwrap();
+            install(&directory, certificate.as_bytes(), now + Duration::DAY, None, now).unwrap();
             assert!(pending.iter().all(|file| !file.exists()), "{linked}");
             assert_eq!(std::fs::read(path.join(name.key())).unwrap(), key);
             let rows = list(&directory, now).unwrap();
@@ -492,7 +569,7 @@ mod tests {
             std::fs::write(&pending[0], &key).unwrap();
             std::fs::write(&pending[1], "request").unwrap();
             assert_eq!(issuing_files::waiting(path).unwrap(), [""; 0]);
-            let next = request(&directory, false, now).unwrap();
+            let next = request(&directory, false, None, now).unwrap();
             assert!(next.is_new, "a request for a key that is used");
             assert_ne!(std::fs::read(&pending[0]).unwrap(), key);
         }
@@ -503,7 +580,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let now = OffsetDateTime::now_utc();
         let (directory, certificate) = requested(&parent, now);
-        install(&directory, certificate.as_bytes(), now + Duration::DAY, now).unwrap();
+        install(&directory, certificate.as_bytes(), now + Duration::DAY, None, now).unwrap();
         let [of, to] = [now + Duration::DAY, now + 9000 * Duration::DAY].map(IssuingName::from);
         let refused = |directory: &Directory, at| {
             let rows = list(directory, at).unwrap();

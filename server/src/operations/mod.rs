@@ -12,6 +12,7 @@ pub mod restore;
 pub mod revocation_lists;
 pub mod roots;
 pub mod services;
+pub mod signers;
 pub mod store;
 pub mod trust;
 

@@ -1,12 +1,13 @@
 //! The decision on a request, from its bytes to what is signed: examine, plan, sign.
 
-use assay_wire::{Problem, ReplyBody};
+use assay_wire::{Bytes, MAX_SIGNED_CONFIGURATION, Problem, ReplyBody};
+use time::OffsetDateTime;
 
 use super::decision_log::DecisionLog;
 use super::examine::{Examined, NotExamined, examine};
 use super::job::Received;
 use super::outcome::{About, Issued};
-use super::plan::Planner;
+use super::plan::{Plan, Planner};
 use super::sign::{Signed, sign};
 use crate::ca::Ca;
 
@@ -46,30 +47,98 @@ pub fn decide(
     examination: Option<Box<Examination>>,
     log: &DecisionLog,
 ) -> (Outcome, About) {
+    match plan(planner, ca, received, examination, log) {
+        Step::Unsigned(unsigned) => unsigned.sign(ca, received.at, log),
+        Step::Decided(decided) => *decided,
+    }
+}
+
+/// How far a decision is.
+pub(super) enum Step {
+    Decided(Box<(Outcome, About)>),
+    Unsigned(Box<Unsigned>),
+}
+
+impl Step {
+    pub(super) fn refused(problem: Problem, about: About) -> Self {
+        Self::Decided(Box::new((Outcome::Refused(problem), about)))
+    }
+}
+
+/// A decision that is complete except for its signatures.
+pub(super) struct Unsigned {
+    plan: Plan,
+    configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
+    examination: Examination,
+    about: About,
+}
+
+/// The first part of [`decide`], up to the signatures.
+pub(super) fn plan(
+    planner: &mut Planner,
+    ca: &Ca,
+    received: &Received,
+    examination: Option<Box<Examination>>,
+    log: &DecisionLog,
+) -> Step {
     let examination = match examination {
         Some(before) => *before,
         None => {
             let mut about = About::unreadable();
             match examine(ca, received, &mut about) {
                 Ok(examined) => Examination { examined, about },
-                Err(NotExamined::Unreadable(problem)) => return (Outcome::Refused(problem), about),
+                Err(NotExamined::Unreadable(problem)) => {
+                    return Step::refused(problem, about);
+                }
                 Err(NotExamined::Refused(refusal)) => {
-                    return (Outcome::Refused(refusal.problem(log)), about);
+                    return Step::refused(refusal.problem(log), about);
                 }
             }
         }
     };
     let mut about = examination.about.clone();
-    let signed =
+    let planned =
         planner.plan(ca, &examination.examined, received.at, &mut about).and_then(|plan| {
             let configuration = planner.configuration(ca, &plan, &about)?;
-            sign(ca, plan, configuration, received.at, &mut about)
+            Ok((plan, configuration))
         });
-    let outcome = match signed {
-        Ok(Signed::Pong) => Outcome::Pong,
-        Ok(Signed::Answer(reply)) => Outcome::Answered(reply),
-        Ok(Signed::Issued(issued)) => Outcome::Issued(issued, Box::new(examination)),
-        Err(refusal) => Outcome::Refused(refusal.problem(log)),
-    };
-    (outcome, about)
+    match planned {
+        Ok((plan, configuration)) => {
+            Step::Unsigned(Box::new(Unsigned { plan, configuration, examination, about }))
+        }
+        Err(refusal) => Step::refused(refusal.problem(log), about),
+    }
+}
+
+impl Unsigned {
+    /// Whether a key that is elsewhere has to sign.
+    pub(super) fn signs_elsewhere(&self) -> bool {
+        match &self.plan {
+            Plan::Certify(certification, _) => certification.signs_elsewhere(),
+            Plan::Enroll(sealing, _) => sealing.signs_elsewhere(),
+            Plan::Renew(renewing, _) | Plan::Rekey(renewing, _) => renewing.signs_elsewhere(),
+            Plan::Pong
+            | Plan::Challenge(..)
+            | Plan::Confirm(..)
+            | Plan::Register(..)
+            | Plan::Adopt(..) => false,
+        }
+    }
+
+    /// Whom it is about, for whoever does not sign it.
+    pub(super) fn into_about(self) -> About {
+        self.about
+    }
+
+    /// The second part of [`decide`]. This may be slow if a key is elsewhere.
+    pub(super) fn sign(self, ca: &Ca, now: OffsetDateTime, log: &DecisionLog) -> (Outcome, About) {
+        let Self { plan, configuration, examination, mut about } = self;
+        let outcome = match sign(ca, plan, configuration, now, &mut about) {
+            Ok(Signed::Pong) => Outcome::Pong,
+            Ok(Signed::Answer(reply)) => Outcome::Answered(reply),
+            Ok(Signed::Issued(issued)) => Outcome::Issued(issued, Box::new(examination)),
+            Err(refusal) => Outcome::Refused(refusal.problem(log)),
+        };
+        (outcome, about)
+    }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assay_ca_core::{Issuer, REVOCATION_LIST_LIFETIME};
+use assay_ca_core::{Fault, Issuer, REVOCATION_LIST_LIFETIME};
 use assay_wire::{KeyId, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use time::OffsetDateTime;
@@ -53,6 +53,8 @@ pub(super) fn run(
                 published = Some(now_published);
             }
             Ok(None) => {}
+            // Whoever holds the key has said so once.
+            Err(ListError::Fault(Fault::KeyAway)) => {}
             Err(refusal) => {
                 error!(error = %refusal, "the revocation lists could not be published; trying again")
             }
@@ -237,7 +239,7 @@ mod tests {
     fn list_of_an_issuing_ca_that_was_removed_is_removed_from_the_broker() {
         let mut case = Case::new(32);
         let now = OffsetDateTime::now_utc();
-        let next = issuing::make(&case.directory, now + time::Duration::DAY, None, now).unwrap();
+        let next = issuing::make(&case.directory, now + time::Duration::DAY, None, None, now).unwrap();
         let topic = format!("ca/v1/default/crl/{}", next.key_id);
         let first = case.publish(None, &BTreeSet::new()).unwrap();
         assert!(case.sent().contains(&(topic.clone(), false)));

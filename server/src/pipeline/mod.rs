@@ -3,6 +3,7 @@
 //! ```text
 //! broker → intake → queues → examine → plan → sign → record → outbox → broker
 //!          async    bounded  └── planner threads ──┘  └ one thread, one transaction a batch
+//!                                        └▶ sign: signer threads, if the issuing key is elsewhere
 //! ```
 //!
 //! | stage | file | what it may wait for |
@@ -10,7 +11,7 @@
 //! | intake | `intake.rs` | nothing: a full queue is answered with *busy* |
 //! | examine | `examine.rs` | nothing: the request and the CA's keys are all it needs |
 //! | plan | `plan.rs` | a snapshot of the record |
-//! | sign | `sign.rs` | the signer, outside of every lock |
+//! | sign | `sign.rs` | the signer, outside of every lock; if the issuing key is elsewhere, on threads that nothing else waits for |
 //! | record | `record.rs` | the record's transaction; what is stale by then is planned again |
 //! | outbox | `outbox.rs` | the broker |
 //!

@@ -80,6 +80,8 @@ impl Refusal {
     pub(super) fn problem(&self, log: &DecisionLog) -> Problem {
         match self {
             Self::Rejection(rejection) => rejection.problem(),
+            // Whoever holds the key says once what is wrong.
+            Self::Fault(Fault::KeyAway) => key_away(),
             Self::Fault(_) | Self::Store(_) => {
                 log.fault("the CA failed", self);
                 internal()
@@ -96,6 +98,18 @@ pub(super) fn busy(retry_after: u32) -> Problem {
 pub(super) fn contended() -> Problem {
     let detail = "what is on record about this TPM changed while the CA decided";
     Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_CONTENTION_S)
+}
+
+/// The answer while the issuing key is elsewhere and does not sign.
+pub(super) fn key_away() -> Problem {
+    let detail = "the key that signs certificates cannot be reached";
+    Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_INTERNAL_S)
+}
+
+/// The answer if more signatures wait for a slow key than it makes soon.
+pub(super) fn signatures_wait(retry_after: u32) -> Problem {
+    let detail = "many certificates wait for their signature";
+    Problem::new(ProblemCode::Busy, detail.into()).retry_after(retry_after)
 }
 
 /// The answer while the CA's clock is wrong, or the CA is held.

@@ -1,7 +1,10 @@
-//! Takes requests from the queues and decides on them, on threads of their own.
+//! Takes requests from the queues and decides on them, on threads of their own. What needs the
+//! issuing key, and that is elsewhere, is signed on other threads: no request that needs no
+//! signature waits for one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use assay_wire::ReplyBody;
 use crossbeam_channel::{Receiver, Sender};
@@ -9,18 +12,20 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::Outfit;
-use super::decide::{self, Examination, Outcome};
+use super::decide::{self, Examination, Outcome, Step, Unsigned};
 use super::decision_log::DecisionLog;
 use super::job::Job;
 use super::outbox::Outbox;
-use super::outcome::{About, internal, not_now};
+use super::outcome::{About, internal, not_now, signatures_wait};
 use super::plan::Planner;
 use super::planned::Planned;
+use super::pressure::Pressure;
 use super::pulse::Pulse;
 use super::queues::{Queues, Work};
 use super::record::{Write, announce};
 use crate::ca::Ca;
 use crate::clock::Gate;
+use crate::random::random_u32;
 
 /// What the threads take from, and where they put what they decide.
 pub(super) struct Ends {
@@ -28,18 +33,47 @@ pub(super) struct Ends {
     pub(super) jobs: Queues<Receiver<Box<Job>>>,
     pub(super) again: Receiver<Box<Planned>>,
     pub(super) pulses: Receiver<Pulse>,
+    pub(super) unsigned: Sender<Box<ToSign>>,
+    /// Of the queue of what is to be signed.
+    pub(super) pressure: Arc<Mutex<Pressure>>,
+    pub(super) decided: Decided,
+    pub(super) gate: Arc<Gate>,
+}
+
+/// Where decisions go.
+#[derive(Clone)]
+pub(super) struct Decided {
     pub(super) writes: Sender<Write>,
     pub(super) outbox: Outbox,
     pub(super) log: DecisionLog,
-    pub(super) gate: Arc<Gate>,
+}
+
+/// A request that waits for a signature.
+pub(super) struct ToSign {
+    ca: Arc<Ca>,
+    job: Job,
+    unsigned: Box<Unsigned>,
+    attempts: u32,
+}
+
+/// Signs until nobody plans any more.
+pub(super) fn sign(waiting: &Receiver<Box<ToSign>>, decided: &Decided) {
+    for to_sign in waiting {
+        let ToSign { ca, job, unsigned, attempts } = *to_sign;
+        let (at, log) = (job.received.at, &decided.log);
+        let (outcome, about) = caught(&job, log, || unsigned.sign(&ca, at, log))
+            .unwrap_or_else(|| (Outcome::Refused(internal()), About::unreadable()));
+        decided.take(ca, job, outcome, about, attempts);
+    }
 }
 
 /// Decides until the queues are closed.
 pub(super) fn run(mut planner: Planner, ends: &Ends) {
+    let outbox = &ends.decided.outbox;
     for taken in 0.. {
         match ends.jobs.take(taken, &ends.pulses, &ends.again) {
             Some(Work::Job(job)) if ends.gate.allows(job.received.at).is_err() => {
-                ends.outbox.reply(*job, ReplyBody::Problem(not_now()));
+                outbox.reply(*job, ReplyBody::Problem(not_now()));
             }
             Some(Work::Job(job)) => {
                 // This request is decided with this CA to its end, even if the files are reread
@@ -49,13 +83,13 @@ pub(super) fn run(mut planner: Planner, ends: &Ends) {
             }
             // The clock may have become wrong since, and nothing of this request is on record.
             Some(Work::Again(planned)) if ends.gate.allows(planned.job.received.at).is_err() => {
-                ends.outbox.reply(planned.job, ReplyBody::Problem(not_now()));
+                outbox.reply(planned.job, ReplyBody::Problem(not_now()));
             }
             Some(Work::Again(planned)) => {
                 let Planned { ca, job, examination, attempts, .. } = *planned;
                 decide(&mut planner, ends, ca, job, Some(examination), attempts + 1);
             }
-            Some(Work::Pulse(pulse)) => _ = ends.writes.send(Write::Pulse(pulse)),
+            Some(Work::Pulse(pulse)) => _ = ends.decided.writes.send(Write::Pulse(pulse)),
             None => break,
         }
     }
@@ -69,46 +103,74 @@ fn decide(
     examination: Option<Box<Examination>>,
     attempts: u32,
 ) {
-    let Ends { writes, outbox, log, .. } = ends;
-    // A panic would be a bug of ours. But if a stranger's bytes cause one, that must not take a
-    // thread from everybody else.
-    let decided = catch_unwind(AssertUnwindSafe(|| {
-        decide::decide(planner, &ca, &job.received, examination, log)
-    }));
-    let (outcome, about) = decided.unwrap_or_else(|_| {
-        log.fault("deciding on a request panicked", &job.received.client);
-        (Outcome::Refused(internal()), About::unreadable())
+    let (decided, log) = (&ends.decided, &ends.decided.log);
+    let step = caught(&job, log, || {
+        match decide::plan(planner, &ca, &job.received, examination, log) {
+            // Nobody else waits meanwhile.
+            Step::Unsigned(unsigned) if !unsigned.signs_elsewhere() => {
+                Step::Decided(Box::new(unsigned.sign(&ca, job.received.at, log)))
+            }
+            step => step,
+        }
     });
-    match outcome {
-        Outcome::Pong => {
-            debug!(client = %job.received.client, "ping answered");
-            outbox.reply(job, ReplyBody::Pong);
+    let unsigned = match step.unwrap_or_else(|| Step::refused(internal(), About::unreadable())) {
+        Step::Unsigned(unsigned) => unsigned,
+        Step::Decided(done) => {
+            let (outcome, about) = *done;
+            return decided.take(ca, job, outcome, about, attempts);
         }
-        Outcome::Answered(reply) => {
-            let audit = about.audit(&job, None);
-            log.decision(&audit);
-            announce(&reply, &audit, outbox);
-            outbox.reply(job, reply);
-            _ = writes.send(Write::Audit(audit));
+    };
+    let pressure = || ends.pressure.lock().unwrap_or_else(PoisonError::into_inner);
+    match ends.unsigned.try_send(Box::new(ToSign { ca, job, unsigned, attempts })) {
+        Ok(()) => pressure().take(Instant::now()),
+        Err(error) => {
+            let ToSign { ca, job, unsigned, attempts } = *error.into_inner();
+            let problem = signatures_wait(pressure().send_away(Instant::now(), random_u32()));
+            let about = unsigned.into_about();
+            decided.take(ca, job, Outcome::Refused(problem), about, attempts);
         }
-        Outcome::Refused(problem) => {
-            let audit = about.audit(&job, Some(&problem));
-            log.decision(&audit);
-            outbox.reply(job, ReplyBody::Problem(problem));
-            _ = writes.send(Write::Audit(audit));
-        }
-        Outcome::Issued(issued, examination) => {
-            let audit = about.audit(&job, None);
-            let planned = Planned { ca, job, examination, issued, audit, attempts };
-            _ = writes.send(Write::Planned(Box::new(planned)));
+    }
+}
+
+/// `None` after a panic, which would be a bug of ours. But if a stranger's bytes cause one, that
+/// must not take a thread from everybody else.
+fn caught<T>(job: &Job, log: &DecisionLog, work: impl FnOnce() -> T) -> Option<T> {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    done.inspect_err(|_| log.fault("deciding on a request panicked", &job.received.client)).ok()
+}
+
+impl Decided {
+    fn take(&self, ca: Arc<Ca>, job: Job, outcome: Outcome, about: About, attempts: u32) {
+        let Self { writes, outbox, log } = self;
+        match outcome {
+            Outcome::Pong => {
+                debug!(client = %job.received.client, "ping answered");
+                outbox.reply(job, ReplyBody::Pong);
+            }
+            Outcome::Answered(reply) => {
+                let audit = about.audit(&job, None);
+                log.decision(&audit);
+                announce(&reply, &audit, outbox);
+                outbox.reply(job, reply);
+                _ = writes.send(Write::Audit(audit));
+            }
+            Outcome::Refused(problem) => {
+                let audit = about.audit(&job, Some(&problem));
+                log.decision(&audit);
+                outbox.reply(job, ReplyBody::Problem(problem));
+                _ = writes.send(Write::Audit(audit));
+            }
+            Outcome::Issued(issued, examination) => {
+                let audit = about.audit(&job, None);
+                let planned = Planned { ca, job, examination, issued, audit, attempts };
+                _ = writes.send(Write::Planned(Box::new(planned)));
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use assay_store::{Act, Database};
     use assay_wire::{ClientId, ProblemCode, Request, RequestBody, RequestId};
     use crossbeam_channel::{never, unbounded};
@@ -141,9 +203,9 @@ mod tests {
                 jobs: Queues::new().1,
                 again: planned,
                 pulses: never(),
-                writes: unbounded().0,
-                outbox,
-                log: DecisionLog::default(),
+                unsigned: unbounded().0,
+                pressure: Arc::new(Mutex::new(Pressure::new(Instant::now()))),
+                decided: Decided { writes: unbounded().0, outbox, log: DecisionLog::default() },
                 gate: Arc::new(gate),
             };
             again.send(Box::new(a_ping_to_plan_again(&ca, &ends))).unwrap();
@@ -170,7 +232,7 @@ mod tests {
                 packet_id: 1,
                 connection: 0,
                 since: Instant::now(),
-                _debt: ends.outbox.ledger.owe(),
+                _debt: ends.decided.outbox.ledger.owe(),
             },
         };
         let about = About::new("ping");

@@ -87,6 +87,9 @@ pub(crate) struct Options {
     /// Where the CA of this run is on record
     #[arg(long, value_enum, conflicts_with = "broker", default_value_t = Store::Sqlite)]
     pub(crate) store: Store,
+    /// The issuing key of the CA of this run is in the token of this URI, as for `assay init`
+    #[arg(long, value_name = "URI", conflicts_with = "broker")]
+    pub(crate) issuing_key: Option<String>,
     /// Print only the files of the test vendor's certificates, for `assay trust add` in the CA of
     /// --broker
     #[arg(long)]

@@ -19,7 +19,8 @@ pub(crate) struct OwnCa {
 
 impl OwnCa {
     pub(crate) fn serve(options: &Options, factory: &Factory) -> Result<Self> {
-        let dir = AssayDir::init()?;
+        let key = options.issuing_key.iter().flat_map(|uri| ["--issuing-key", uri]);
+        let dir = AssayDir::init_with(&key.collect::<Vec<_>>(), &[])?;
         let due = if options.flow == Course::Renew { ALWAYS_DUE } else { "" };
         let settings = format!("{EVERY_FLOW}\n{due}");
         fs::write(dir.path().join("assay.toml"), &settings)?;

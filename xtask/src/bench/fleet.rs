@@ -1,6 +1,7 @@
 //! `cargo xtask bench fleet`: many devices before one `assay serve`, all on this machine.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -155,6 +156,8 @@ const OVERLOAD_CONNECTIONS: &str = "--connections=74";
 pub(super) struct Bench {
     bin: PathBuf,
     pub(super) runs: usize,
+    /// Variables in the environment of `assay-fleet` and its CA.
+    environment: Vec<(String, OsString)>,
 }
 
 /// A load and the reports of its runs.
@@ -166,7 +169,26 @@ pub(super) struct Load {
 impl Bench {
     pub(super) fn of(arguments: &Arguments) -> Result<Self> {
         let runs = if arguments.quick { 1 } else { arguments.runs.max(1) };
-        Ok(Self { bin: binaries()?, runs })
+        Self::new(runs, Vec::new())
+    }
+
+    pub(super) fn new(runs: usize, environment: Vec<(String, OsString)>) -> Result<Self> {
+        Ok(Self { bin: binaries()?, runs, environment })
+    }
+
+    /// Runs two loads in turn, so that both see the same machine.
+    pub(super) fn in_turn(
+        &self,
+        loads: [(&'static str, &[&str]); 2],
+        devices: usize,
+    ) -> Result<[Load; 2]> {
+        let mut done = loads.map(|(name, _)| Load { name, reports: Vec::new() });
+        for _ in 0..self.runs {
+            for (load, (name, arguments)) in done.iter_mut().zip(loads) {
+                load.reports.extend(self.load(name, 1, arguments, devices)?.reports);
+            }
+        }
+        Ok(done)
     }
 
     pub(super) fn load(
@@ -192,6 +214,7 @@ impl Bench {
         fleet
             .args(arguments)
             .args(["--json", "--devices", &devices.to_string()])
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stderr(Stdio::inherit());
         let output = fleet
             .env("ASSAY_BIN_DIR", &self.bin)

@@ -4,6 +4,7 @@ mod broker;
 mod core;
 mod device;
 mod fleet;
+mod pkcs11;
 mod renewals;
 mod scale;
 
@@ -23,6 +24,9 @@ pub(crate) enum Bench {
     /// Compare what a device costs a CA that knows a thousand others with what it costs one that
     /// knows a million
     Scale(scale::Arguments),
+    /// Compare an issuing key in a PKCS #11 token (SoftHSM) with one in a file: provisionings a
+    /// second
+    Pkcs11(pkcs11::Arguments),
     /// Measure what provisioning costs a device: time beyond its TPM's, bytes, size and memory of
     /// the agent
     Device(device::Args),
@@ -38,6 +42,7 @@ impl Bench {
                 fleet::Course::Renew => renewals::run(&arguments),
             },
             Self::Scale(arguments) => scale::run(&arguments),
+            Self::Pkcs11(arguments) => pkcs11::run(&arguments),
             Self::Device(arguments) => device::run(arguments),
         }
     }
