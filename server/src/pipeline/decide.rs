@@ -1,11 +1,13 @@
 //! The decision on a request, from its bytes to what is signed: examine, plan, sign.
 
+use assay_ca_core::Rejection;
+use assay_store::Waiting;
 use assay_wire::{Problem, ReplyBody};
 
 use super::decision_log::DecisionLog;
 use super::examine::{Examined, NotExamined, examine};
 use super::job::Received;
-use super::outcome::{About, Issued};
+use super::outcome::{About, Issued, Refusal};
 use super::plan::Planner;
 use super::sign::{Signed, sign};
 use crate::ca::Ca;
@@ -19,6 +21,8 @@ pub enum Outcome {
     /// Something new was signed, and is to be recorded. If its basis is stale by then, the request
     /// is decided again.
     Issued(Box<Issued>, Box<Examination>),
+    /// The device is told to come back, because an operator is asked about it.
+    Waits(Problem, Box<Waiting>),
     /// The device is told why not.
     Refused(Problem),
 }
@@ -69,7 +73,13 @@ pub fn decide(
         Ok(Signed::Pong) => Outcome::Pong,
         Ok(Signed::Answer(reply)) => Outcome::Answered(reply),
         Ok(Signed::Issued(issued)) => Outcome::Issued(issued, Box::new(examination)),
-        Err(refusal) => Outcome::Refused(refusal.problem(log)),
+        Err(refusal) => match &refusal {
+            Refusal::Rejection(Rejection::Pending(applicant)) => {
+                let waiting = Waiting::of(applicant, received.at);
+                Outcome::Waits(refusal.problem(log), Box::new(waiting))
+            }
+            _ => Outcome::Refused(refusal.problem(log)),
+        },
     };
     (outcome, about)
 }
