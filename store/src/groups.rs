@@ -127,6 +127,9 @@ const QUOTA: &str = "quota";
 /// How long a place is kept for a device that has not proved itself, and to which no shared key was
 /// offered: longer than a sealed certificate may wait to be confirmed.
 pub(crate) const PLACE_KEPT: Duration = Duration::hours(25);
+/// A place that was taken so short a time ago is not taken anew: whoever asks again and again makes
+/// nothing to write.
+pub(crate) const PLACE_FRESH: Duration = Duration::minutes(30);
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::connection::Postgres;
 use crate::error::StoreError;
-use crate::groups::{Columns, GroupsVersion, PLACE_KEPT, read};
+use crate::groups::{Columns, GroupsVersion, PLACE_FRESH, PLACE_KEPT, read};
 
 impl Postgres {
     pub(super) fn all_groups(&mut self) -> Result<(GroupsVersion, Groups), StoreError> {
@@ -54,7 +54,13 @@ impl Postgres {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         let (ek, group, at) = (&ek.as_bytes()[..], group.as_str(), now.unix_timestamp());
-        let until = (now - PLACE_KEPT).unix_timestamp();
+        let [until, since] = [PLACE_KEPT, PLACE_FRESH].map(|time| (now - time).unix_timestamp());
+        let is_fresh = self.read(|session| {
+            Ok(session.query_one(HAS_FRESH_PLACE, &[&ek, &group, &since])?.get(0))
+        })?;
+        if is_fresh {
+            return Ok(true);
+        }
         self.write(|session| {
             if session.execute(KEEP_PLACE, &[&ek, &group, &at])? == 1 {
                 return Ok(true);
@@ -70,6 +76,8 @@ impl Postgres {
     }
 }
 
+const HAS_FRESH_PLACE: &str = "SELECT EXISTS (SELECT FROM places
+    WHERE ek_id = $1 AND group_name = $2 AND taken_at > $3)";
 const KEEP_PLACE: &str = "UPDATE places SET taken_at = $3 WHERE ek_id = $1 AND group_name = $2";
 const FREE_PLACES: &str = "DELETE FROM places p WHERE p.group_name = $1 AND p.taken_at <= $2
     AND NOT EXISTS (SELECT FROM devices d WHERE d.ek_id = p.ek_id)

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::connection::Sqlite;
 use crate::error::StoreError;
-use crate::groups::{Columns, GroupsVersion, PLACE_KEPT, read};
+use crate::groups::{Columns, GroupsVersion, PLACE_FRESH, PLACE_KEPT, read};
 
 impl Sqlite {
     /// See [`Store::groups`](crate::contract::Store::groups).
@@ -60,6 +60,14 @@ impl Sqlite {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         let (ek, group, at) = (ek.as_bytes(), group.as_str(), now.unix_timestamp());
+        let fresh = "SELECT EXISTS (SELECT 1 FROM places
+            WHERE ek_id = ?1 AND group_name = ?2 AND taken_at > ?3)";
+        let since = (now - PLACE_FRESH).unix_timestamp();
+        let mut statement = self.connection.prepare_cached(fresh)?;
+        if statement.query_row(params![ek, group, since], |row| row.get(0))? {
+            return Ok(true);
+        }
+        drop(statement);
         self.transaction(|transaction| {
             let keep = "UPDATE places SET taken_at = ?3 WHERE ek_id = ?1 AND group_name = ?2";
             if transaction.0.prepare_cached(keep)?.execute(params![ek, group, at])? == 1 {

@@ -1018,8 +1018,11 @@ fn a_place_that_nobody_uses_is_free_after_a_day(fixture: &Fixture) {
     let pumps = place("pumps", 1);
     assert!(store.take_place(&ek(1), &pumps, now()).unwrap());
     assert!(!store.take_place(&ek(2), &pumps, now() + Duration::DAY).unwrap());
-    assert!(store.take_place(&ek(2), &pumps, now() + Duration::hours(25)).unwrap());
-    assert!(!store.take_place(&ek(1), &pumps, now() + Duration::hours(25)).unwrap());
+    // Whoever asks again keeps it for as long again.
+    assert!(store.take_place(&ek(1), &pumps, now() + Duration::hours(2)).unwrap());
+    assert!(!store.take_place(&ek(2), &pumps, now() + Duration::hours(25)).unwrap());
+    assert!(store.take_place(&ek(2), &pumps, now() + Duration::hours(27)).unwrap());
+    assert!(!store.take_place(&ek(1), &pumps, now() + Duration::hours(27)).unwrap());
 }
 
 fn an_ek_that_waits_has_one_row_with_what_it_asked_for_last(fixture: &Fixture) {
