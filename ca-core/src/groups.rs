@@ -67,8 +67,8 @@ impl FromStr for Answer {
 /// condition; of the others, one entry must fit.
 ///
 /// Model, manufacturer and firmware are those of an EK certificate that leads to a trusted vendor
-/// (TCG EK Credential Profile 2.5, 3.1.2). An EK that is trusted for its enrolment alone has none of
-/// them, and no issuer.
+/// (TCG EK Credential Profile 2.5, 3.1.2). An EK that is trusted for its enrolment alone has none
+/// of them, and no issuer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conditions {
     /// The keys of CAs: one of them is on the path from the EK certificate to the anchor.

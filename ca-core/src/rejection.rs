@@ -266,8 +266,8 @@ impl Rejection {
     }
 }
 
-/// A quarter of the time that a device has waited: operators approve new devices within minutes, and
-/// old ones when they come to it.
+/// A quarter of the time that a device has waited: operators approve new devices within minutes,
+/// and old ones when they come to it.
 fn come_back_after(waited: Duration) -> u32 {
     let quarter = u32::try_from(waited.whole_seconds() / 4).unwrap_or_default();
     quarter.clamp(SHORTEST_PENDING_S, LONGEST_PENDING_S)

@@ -183,8 +183,8 @@ pub enum Setting {
 impl Error {
     /// The exit code of `assay-device`: 1 unexpected, 2 usage, 3 refused by the CA or the broker,
     /// or a wrong setting, 4 broker or CA not reached, 5 TPM, 6 state directory, 7 answer of the CA
-    /// failed verification, 8 not provisioned, 9 expired, 10 the doctor found a fault, 11 an operator of the CA
-    /// has not admitted the device yet.
+    /// failed verification, 8 not provisioned, 9 expired, 10 the doctor found a fault, 11 an
+    /// operator of the CA has not admitted the device yet.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Internal(_) => 1,

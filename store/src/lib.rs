@@ -1,5 +1,5 @@
-//! What a CA has on record: trust anchors, groups, enrolments, devices, certificates, generations of shared
-//! keys, audit.
+//! What a CA has on record: trust anchors, groups, enrolments, devices, certificates, generations
+//! of shared keys, audit.
 //!
 //! [`contract`] says what a store promises. There are two stores: [SQLite](sqlite), which is the
 //! default, is a file for one machine; [PostgreSQL](postgres) is for workers on several machines.

@@ -57,8 +57,8 @@ pub struct PendingRow {
     pub first_seen: i64,
 }
 
-/// The most EKs that wait. If more come, those that were not heard of for longest make way: with the
-/// EK certificates of that many TPMs, anybody can make as many rows, of less than 1 KiB each.
+/// The most EKs that wait. If more come, those that were not heard of for longest make way: with
+/// the EK certificates of that many TPMs, anybody can make as many rows, of less than 1 KiB each.
 pub(crate) const MAX_PENDING: i64 = 10_000;
 /// The longest text that is kept of a certificate, in bytes.
 const MAX_TEXT: usize = 128;

@@ -40,9 +40,9 @@ impl Line {
     /// can succeed. The first attempt uses the connection that was begun, if there is one.
     ///
     /// After an attempt that found no connection, or a CA that was too busy or has to ask its
-    /// operator first, it waits for a random delay and makes another. The delays grow. It makes no other attempt if a setting is wrong.
-    /// Every attempt asks anew. This loses nothing, because the CA answers a repeated request for
-    /// the same key with what it gave before.
+    /// operator first, it waits for a random delay and makes another. The delays grow. It makes no
+    /// other attempt if a setting is wrong. Every attempt asks anew. This loses nothing, because
+    /// the CA answers a repeated request for the same key with what it gave before.
     pub(crate) async fn insist<T>(
         &self,
         mut attempt: impl AsyncFnMut() -> Result<T, Ended>,

@@ -66,8 +66,8 @@ impl Place {
     }
 }
 
-/// Admits every EK under these roots and anchors: each gets a group of its own, before the first one
-/// that asks. Returns the names of those that are new. An issuer counts for nothing by itself.
+/// Admits every EK under these roots and anchors: each gets a group of its own, before the first
+/// one that asks. Returns the names of those that are new. An issuer counts for nothing by itself.
 ///
 /// # Errors
 /// The record cannot be read or written.

@@ -106,11 +106,12 @@ impl Pattern {
     }
 }
 
-/// Approves EKs: all of them, or none if one cannot be. They are on the enrolment list from then on.
+/// Approves EKs: all of them, or none if one cannot be. They are on the enrolment list from then
+/// on.
 ///
 /// # Errors
-/// A device id belongs to another EK, also if somebody else gave it away at this moment; or a device
-/// asks for an id that it would not get.
+/// A device id belongs to another EK, also if somebody else gave it away at this moment; or a
+/// device asks for an id that it would not get.
 pub fn approve(
     store: &mut dyn Store,
     rows: &[PendingRow],
