@@ -1,10 +1,13 @@
 //! Whether an EK is admitted, and the device id that it gets.
 
-use assay_wire::{DeviceId, EkId};
+use assay_wire::{DeviceId, EkId, Flow};
+use time::{Duration, OffsetDateTime};
 
 use crate::Rejection;
 use crate::ek::assurance::Assurance;
+use crate::ek::model::TpmModel;
 use crate::ek::trust::TrustedEk;
+use crate::groups::{Answer, Applicant, Comer, Groups, Place, Unadmitted};
 use crate::profile::Offered;
 use crate::records::{Records, Registration, due_device_id};
 
@@ -15,12 +18,13 @@ use crate::records::{Records, Registration, due_device_id};
 pub struct Admitted<F> {
     pub(crate) ek: TrustedEk,
     pub(crate) device_id: DeviceId,
+    place: Option<Place>,
     _offered: Offered<F>,
 }
 
 impl<F> Admitted<F> {
-    /// Gives the EK the device id that is [due](due_device_id), or refuses another id that it asked
-    /// for.
+    /// Lets the groups decide on the EK. Then gives it the device id that is [due](due_device_id),
+    /// or refuses another id that it asked for.
     ///
     /// Whether another EK has the id that was asked for makes no difference to the answer.
     /// Otherwise any TPM of a trusted vendor could find out which ids there are and who has them.
@@ -28,29 +32,135 @@ impl<F> Admitted<F> {
         offered: Offered<F>,
         ek: TrustedEk,
         records: &Records,
+        admission: &Admission<'_>,
     ) -> Result<Self, Rejection> {
         let standing = Standing::decide(ek.ek_id(), ek.assurance(), records)?;
+        // A device that lost its state should not become a second device because it shows another
+        // EK. This protects an honest device from its own choice. A dishonest device need not name
+        // its other EKs.
+        let is_unknown = records.enrolment.is_none() && records.registration.is_none();
+        let known_other = records.other_ek.filter(|_| is_unknown);
+        let place = match known_other {
+            None => admission.judge(&ek, offered.flow, records)?,
+            Some(_) => None,
+        };
         let due = due_device_id(
             ek.derived_device_id(),
             records.enrolment.as_ref(),
             records.registration.as_ref(),
         );
         let device_id = standing.grant(ek.requested_device_id().unwrap_or(due), due)?;
-        match records.other_ek {
-            // A device that lost its state should not become a second device because it shows
-            // another EK. This protects an honest device from its own choice. A dishonest device
-            // need not name its other EKs.
-            Some(other) if records.enrolment.is_none() && records.registration.is_none() => {
-                Err(Rejection::OtherEkOnRecord { ek: ek.ek_id(), other })
-            }
-            _ => Ok(Self { ek, device_id, _offered: offered }),
+        match known_other {
+            Some(other) => Err(Rejection::OtherEkOnRecord { ek: ek.ek_id(), other }),
+            None => Ok(Self { ek, device_id, place, _offered: offered }),
         }
+    }
+
+    /// The EK's id.
+    pub fn ek_id(&self) -> EkId {
+        self.ek.ek_id()
     }
 
     /// The id that the device gets.
     pub fn device_id(&self) -> &DeviceId {
         &self.device_id
     }
+
+    /// The place that it must have in its group before anything is made for it. If the group has
+    /// none left, the answer is [`full`](Self::full).
+    pub fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
+    }
+
+    /// Refuses it because its group has no place left.
+    pub fn full(self) -> Rejection {
+        let ek = self.ek.ek_id();
+        let group_full = |Place { group, quota }| Unadmitted::Full { group, quota };
+        match self.place.map(group_full) {
+            Some(reason) => Rejection::NotAdmitted { ek, reason },
+            None => unreachable!("only a group with places can be full"),
+        }
+    }
+}
+
+/// What admission depends on besides the EK and what is on record about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission<'a> {
+    /// The groups that hold now.
+    pub groups: &'a Groups,
+    /// Since when an operator is asked about the EK, if one is.
+    pub waits_since: Option<OffsetDateTime>,
+    /// The time of the request.
+    pub now: OffsetDateTime,
+}
+
+impl Admission<'_> {
+    /// Finds the group that the EK belongs to, and does what that says. Returns the place that the
+    /// device needs there, if it needs one.
+    ///
+    /// A registered device was admitted before, so neither the absence of a group nor the time
+    /// stops it. Nor do they stop a renewal, which only a device with a certificate gets. A group
+    /// that refuses stops both.
+    fn judge(
+        &self,
+        ek: &TrustedEk,
+        flow: Option<Flow>,
+        records: &Records,
+    ) -> Result<Option<Place>, Rejection> {
+        let refused = |reason| Rejection::NotAdmitted { ek: ek.ek_id(), reason };
+        let is_enrolled = records.enrolment.is_some();
+        let (tpm, issuers) = (ek.tpm(), ek.issuers());
+        let comer = Comer { ek: ek.ek_id(), tpm, issuers, is_enrolled };
+        let new = flow.filter(|_| records.registration.is_none());
+        let Some(group) = self.groups.of(&comer) else {
+            return match new {
+                Some(_) => Err(refused(Unadmitted::NoGroup(describe(ek.tpm())))),
+                None => Ok(None),
+            };
+        };
+        let (name, terms) = (|| group.name.clone(), &group.terms);
+        if group.answer == Answer::Refuse {
+            return Err(refused(Unadmitted::Refused(name())));
+        }
+        if let Some(flow) = flow
+            && !terms.flows.is_empty()
+            && !terms.flows.contains(&flow)
+        {
+            let offered = terms.flows.iter().map(Flow::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Rejection::FlowNotOffered { flow, offered });
+        }
+        let Some(flow) = new else { return Ok(None) };
+        if let Some(from) = terms.not_before.filter(|from| self.now < *from) {
+            return Err(refused(Unadmitted::TooEarly { group: name(), from }));
+        }
+        if let Some(until) = terms.not_after.filter(|until| self.now >= *until) {
+            return Err(refused(Unadmitted::TooLate { group: name(), until }));
+        }
+        if group.answer == Answer::Ask && !is_enrolled {
+            return Err(Rejection::Pending(Box::new(Applicant {
+                ek_id: ek.ek_id(),
+                vendor: ek.vendor().map(str::to_owned),
+                tpm: ek.tpm().cloned(),
+                flow,
+                device_id: ek.requested_device_id().cloned(),
+                waited: self.waits_since.map_or(Duration::ZERO, |since| self.now - since),
+            })));
+        }
+        Ok(terms.quota.map(|quota| Place { group: name(), quota }))
+    }
+}
+
+/// The TPM, for people who look for the group that it should be in.
+fn describe(tpm: Option<&TpmModel>) -> String {
+    tpm.map_or_else(
+        || "no vendor's certificate says what TPM it is in".to_owned(),
+        |tpm| {
+            format!(
+                "manufacturer {}, model {}, firmware {}",
+                tpm.manufacturer, tpm.model, tpm.version
+            )
+        },
+    )
 }
 
 /// An EK that no operator disabled. It is enrolled, if the CA trusts it because of its enrolment.

@@ -10,7 +10,7 @@
 //! | [`Offered`] | [`Profile::offer`] | the scope offers the flow | |
 //! | [`TrustedEk`] | [`TrustedEk::verify`] | the EK is sound, is on a TCG template, and is a genuine TPM's: by a trusted vendor's certificate, or by the operator's list | whether the sender has that TPM |
 //! | [`BoundKey`] | [`BoundKey::verify`] | *if* a TPM holds an object with the IK's Name, the IK was made in that TPM and never leaves it; the sender can sign with the IK | whether a TPM holds it, and which |
-//! | [`Admitted`] | [`Admitted::decide`] | the EK is not disabled, and the device id is due to it | that this remains so |
+//! | [`Admitted`] | [`Admitted::decide`] | the EK is not disabled, the device id is due to it, and the operator's [`Groups`] admit it | that this remains so |
 //!
 //! The *ticket* flow proves the device before anything is issued:
 //!
@@ -99,10 +99,12 @@ pub use ek::anchors::{
     VendorPath,
 };
 pub use ek::assurance::{Assurance, UnknownAssurance};
+pub use ek::ca_key::{CaKey, NotACaKey};
 pub use ek::container::{ContainerError, certificates_in};
 pub use ek::evidence::{EkEvidence, Evidence, ParentEvidence};
 pub use ek::file::{CertificateSummary, EkFileError, EkIdentity, RecognisedAs};
-pub use ek::trust::{EkCheck, TpmModel, TrustedEk};
+pub use ek::model::TpmModel;
+pub use ek::trust::{EkCheck, TrustedEk};
 
 mod ik;
 pub use ik::BoundKey;
@@ -119,8 +121,14 @@ pub use records::{
     due_device_id,
 };
 
+mod groups;
+pub use groups::{
+    Answer, Applicant, Conditions, EkPrefix, Firmware, Group, GroupError, GroupName, Groups,
+    Manufacturer, Place, Terms, Unadmitted,
+};
+
 mod admission;
-pub use admission::Admitted;
+pub use admission::{Admission, Admitted};
 
 mod readmission;
 pub use readmission::Welcome;

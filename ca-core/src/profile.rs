@@ -111,7 +111,7 @@ impl Profile {
     /// Refuses a flow that the scope does not offer.
     pub fn offer<F: FlowKind>(&self) -> Result<Offered<F>, Rejection> {
         if self.offers(F::FLOW) {
-            return Ok(Offered(PhantomData));
+            return Ok(Offered { flow: Some(F::FLOW), kind: PhantomData });
         }
         let offered = self.flows.iter().map(Flow::to_string).collect::<Vec<_>>().join(", ");
         Err(Rejection::FlowNotOffered { flow: F::FLOW, offered })
@@ -181,7 +181,7 @@ pub enum RenewFlow {}
 
 impl Offered<RenewFlow> {
     /// Every scope offers renewals.
-    pub const ALWAYS: Self = Self(PhantomData);
+    pub const ALWAYS: Self = Self { flow: None, kind: PhantomData };
 }
 
 impl FlowKind for SealedFlow {
@@ -194,7 +194,11 @@ impl FlowKind for SharedKeyFlow {
 
 /// A flow that the scope offers.
 #[derive(Clone, Copy, Debug)]
-pub struct Offered<F>(PhantomData<F>);
+pub struct Offered<F> {
+    /// `None` for a renewal.
+    pub(crate) flow: Option<Flow>,
+    kind: PhantomData<F>,
+}
 
 /// A profile outside its bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -4,6 +4,7 @@ use assay_wire::{Bytes, DeviceId, EkId, Flow, Limit, Problem, ProblemCode, Scope
 use time::{Duration, OffsetDateTime};
 
 use crate::ek::anchors::{NoPath, Reason};
+use crate::groups::{Applicant, Unadmitted};
 use crate::key::WeakKey;
 use crate::tpm::public::AreaError;
 use crate::tpm::template::AreaRefused;
@@ -71,6 +72,10 @@ pub enum Rejection {
 
     #[error("EK {ek} is disabled by the operator")]
     DeviceDisabled { ek: EkId },
+    #[error("EK {ek} is not admitted: {reason}")]
+    NotAdmitted { ek: EkId, reason: Unadmitted },
+    #[error("an operator is asked whether to admit EK {}: come back", .0.ek_id)]
+    Pending(Box<Applicant>),
     #[error("device id {device_id} belongs to another EK than {ek}")]
     DeviceIdTaken { device_id: DeviceId, ek: EkId },
     #[error("EK {ek} is registered as {registered}, not as {requested}")]
@@ -171,6 +176,8 @@ impl Rejection {
             Self::CsrSignatureInvalid => ProblemCode::CsrSignatureInvalid,
             Self::CsrKeyMismatch => ProblemCode::CsrKeyMismatch,
             Self::DeviceDisabled { .. } => ProblemCode::DeviceDisabled,
+            Self::NotAdmitted { .. } => ProblemCode::NotAdmitted,
+            Self::Pending(_) => ProblemCode::Pending,
             Self::DeviceIdTaken { .. } => ProblemCode::DeviceIdTaken,
             Self::EkRegistered { .. } => ProblemCode::EkRegistered,
             Self::DeviceIdNotEnrolled { .. } => ProblemCode::DeviceIdNotEnrolled,
@@ -204,6 +211,7 @@ impl Rejection {
             Self::QuotaExceeded { .. }
             | Self::SealedQuotaExceeded { .. }
             | Self::RenewedTooOften { .. } => problem.retry_after(RETRY_AFTER_QUOTA_S),
+            Self::Pending(applicant) => problem.retry_after(come_back_after(applicant.waited)),
             _ => problem,
         }
     }
@@ -256,6 +264,13 @@ impl Rejection {
             },
         }
     }
+}
+
+/// A quarter of the time that a device has waited: operators approve new devices within minutes,
+/// and old ones when they come to it.
+fn come_back_after(waited: Duration) -> u32 {
+    let quarter = u32::try_from(waited.whole_seconds() / 4).unwrap_or_default();
+    quarter.clamp(SHORTEST_PENDING_S, LONGEST_PENDING_S)
 }
 
 /// A device's clock, if it shows a time that a calendar has.
@@ -336,3 +351,20 @@ pub enum Failure {
 
 /// The quota is for a day and becomes free bit by bit, so the device need not wait for a whole day.
 const RETRY_AFTER_QUOTA_S: u32 = 3600;
+/// An operator who waits beside the device should not wait for it.
+const SHORTEST_PENDING_S: u32 = 5;
+/// How late a device learns that it is approved. A hundred thousand that wait ask a hundred times a
+/// second.
+const LONGEST_PENDING_S: u32 = 900;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_to_a_device_that_waits_grows_and_has_an_end() {
+        let advice = |seconds| come_back_after(Duration::seconds(seconds));
+        assert_eq!([-9, 0, 20, 40, 400].map(advice), [5, 5, 5, 10, 100]);
+        assert_eq!([3600, i64::MAX].map(advice), [900, 900]);
+    }
+}

@@ -170,6 +170,7 @@ impl Agent<'_> {
             }
             Failure::Lasting => talk.take_error().unwrap_or_else(|| fault(failure)),
             Failure::Refused(problem) => Error::Refused { problem },
+            Failure::Pending(problem) => Error::Pending { deadline, problem },
             Failure::Answer(error) => error.into(),
             Failure::NotReached { reason } => Error::NotReached { deadline, reason },
             Failure::Unfinished => fault(failure),

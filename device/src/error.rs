@@ -50,6 +50,17 @@ pub enum Error {
         /// What the CA said.
         problem: Problem,
     },
+    /// An operator of the CA had not admitted the device when the deadline came.
+    #[error(
+        "not admitted yet (waited at most {} s): {problem}\n  {title}.",
+        deadline.as_secs(), title = problem.title
+    )]
+    Pending {
+        /// How long the device waited.
+        deadline: Duration,
+        /// What the CA said.
+        problem: Problem,
+    },
     /// The broker does not let the device in.
     #[error("the broker refused the login: {reason}")]
     LoginRefused {
@@ -172,7 +183,8 @@ pub enum Setting {
 impl Error {
     /// The exit code of `assay-device`: 1 unexpected, 2 usage, 3 refused by the CA or the broker,
     /// or a wrong setting, 4 broker or CA not reached, 5 TPM, 6 state directory, 7 answer of the CA
-    /// failed verification, 8 not provisioned, 9 expired, 10 the doctor found a fault.
+    /// failed verification, 8 not provisioned, 9 expired, 10 the doctor found a fault, 11 an
+    /// operator of the CA has not admitted the device yet.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Internal(_) => 1,
@@ -192,6 +204,7 @@ impl Error {
             Self::NotProvisioned(_) | Self::NoSharedKey => 8,
             Self::Expired { .. } => 9,
             Self::Unwell { .. } => 10,
+            Self::Pending { .. } => 11,
         }
     }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use assay_ca_core::{
-    Authority, ConfigurationSigner, Issuer, Issuers, IssuersError, KeyAndCertificate,
+    Authority, ConfigurationSigner, Groups, Issuer, Issuers, IssuersError, KeyAndCertificate,
     LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
 };
 use assay_pkcs11::Tokens;
@@ -870,6 +870,8 @@ impl NewFiles<'_> {
         for identity in identities {
             store.add_identity(identity, now)?;
         }
+        let (version, _) = store.groups()?;
+        store.set_groups(version, &Groups::of_new_ca())?;
         drop(store);
         self.put_database(&made)
     }
@@ -1128,7 +1130,7 @@ const DATABASES: [&str; 7] = [
     "assay.db-shm",
     "assay.db.before-7",
     "assay.db.before-8",
-    "assay.db.before-9",
+    "assay.db.before-10",
     "assay.db.copied",
 ];
 /// What `assay init` writes: every setting with its default.

@@ -9,6 +9,8 @@ use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
 use crate::audit::AuditEntry;
+use crate::groups::GroupsVersion;
+use crate::pending::Waiting;
 use crate::trust::AnchorsVersion;
 
 /// A question about an EK and a device id.
@@ -68,7 +70,8 @@ pub enum IdInQuestion {
     /// This one.
     Is(DeviceId),
     /// The device id that is due to the EK. This may be the derived one. Who asks this is going to
-    /// verify the EK, so the answer has the version of the vendors' certificates.
+    /// verify the EK and to ask whether it is admitted, so the answer has the versions of the
+    /// vendors' certificates and of the groups.
     Due {
         /// The device id that is derived from the EK.
         derived: DeviceId,
@@ -89,6 +92,10 @@ pub struct Snapshot {
     /// The version of the vendors' certificates, if the question is about the device id that is
     /// due.
     pub anchors: Option<AnchorsVersion>,
+    /// The version of the groups, in the same case.
+    pub groups: Option<GroupsVersion>,
+    /// Since when an operator is asked about the EK, if one is. No plan depends on it.
+    pub waits_since: Option<OffsetDateTime>,
 }
 
 /// What a plan depends on: a question and its answer.
@@ -105,7 +112,14 @@ impl Basis {
     pub fn of_waiting(certificate: &Unconfirmed, records: &Records, now: OffsetDateTime) -> Self {
         let question = Question::about(certificate.ek_id, &certificate.device_id, now);
         let records = records.clone();
-        let snapshot = Snapshot { records, active: None, waiting: Vec::new(), anchors: None };
+        let snapshot = Snapshot {
+            records,
+            active: None,
+            waiting: Vec::new(),
+            anchors: None,
+            groups: None,
+            waits_since: None,
+        };
         Self { question, snapshot }
     }
 }
@@ -115,6 +129,8 @@ impl Basis {
 pub enum Act {
     /// Only the audit: the request changes nothing, or was refused.
     None,
+    /// An operator is asked about an EK. It depends on nothing.
+    Ask(Waiting),
     /// The certificate of a device that proved itself, as its only active one.
     Certify(Issued<Proven>),
     /// A certificate that waits to be confirmed.

@@ -18,19 +18,21 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
+use assay_ca_core::{Groups, Place, Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
 use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
-use crate::audit::AuditRow;
+use crate::audit::{AuditEntry, AuditRow};
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::groups::GroupsVersion;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
+use crate::pending::PendingRow;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
 use crate::secrets::MadeBefore;
@@ -181,6 +183,51 @@ pub trait Store: Send {
     ///
     /// If a retired generation were accepted again, somebody who copied its key could connect.
     fn retire_shared_key(&mut self, ek: &EkId) -> Result<bool, StoreError>;
+
+    /// The groups, and their version. A version that did not change with the groups would let
+    /// devices in by rules that an operator has withdrawn.
+    fn groups(&mut self) -> Result<(GroupsVersion, Groups), StoreError>;
+
+    /// Puts these groups in place of those that have the version `seen`. Returns `false`, and
+    /// changes nothing, if they have another version now: what somebody else changed meanwhile must
+    /// not be lost.
+    fn set_groups(&mut self, seen: GroupsVersion, groups: &Groups) -> Result<bool, StoreError>;
+
+    /// Gives an EK a place in a group, or keeps the one that it has. Returns `false` if as many
+    /// have one as may. An EK keeps its place while it is registered, or a shared key was offered
+    /// to it, and else for 25 hours; and it loses it when it is [removed](Self::remove).
+    ///
+    /// With one place too many, a group has more devices than the operator allowed. One too few
+    /// keeps a device out.
+    fn take_place(
+        &mut self,
+        ek: &EkId,
+        place: &Place,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError>;
+
+    /// The EKs about which an operator is asked, and which are neither enrolled nor registered nor
+    /// disabled since; those that came first are first. There are ten thousand at most.
+    fn pending(&mut self) -> Result<Vec<PendingRow>, StoreError>;
+
+    /// As [`enroll`](Self::enroll), for EKs that an operator approves, with the audit of that, and
+    /// in the same transaction. Nobody is asked about them any more.
+    fn approve(
+        &mut self,
+        new: &[NewEnrolment],
+        audit: &[AuditEntry],
+    ) -> Result<EnrolResults, StoreError>;
+
+    /// Disables EKs that an operator does not approve, with the audit of that, in one transaction.
+    /// Nobody is asked about them any more.
+    ///
+    /// If it is lost, the operator is asked again, and may answer otherwise.
+    fn turn_away(
+        &mut self,
+        eks: &[EkId],
+        audit: &[AuditEntry],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError>;
 
     /// Every EK that the CA knows, oldest first.
     fn enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError>;

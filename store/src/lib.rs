@@ -1,5 +1,5 @@
-//! What a CA has on record: trust anchors, enrolments, devices, certificates, generations of shared
-//! keys, audit.
+//! What a CA has on record: trust anchors, groups, enrolments, devices, certificates, generations
+//! of shared keys, audit.
 //!
 //! [`contract`] says what a store promises. There are two stores: [SQLite](sqlite), which is the
 //! default, is a file for one machine; [PostgreSQL](postgres) is for workers on several machines.
@@ -19,7 +19,9 @@ mod database;
 mod enrolments;
 mod epoch;
 mod error;
+mod groups;
 mod identities;
+mod pending;
 mod random;
 mod record_each;
 mod retention;
@@ -48,10 +50,12 @@ pub use enrolments::{
 };
 pub use epoch::{Epoch, ListedAre, PublishedList, Raised, Restored, SharedKeys, TakenOver};
 pub use error::StoreError;
+pub use groups::GroupsVersion;
 pub use identities::{
     IdentityCertificate, IdentityCertificateRow, IdentityRole, IdentityRow, NewIdentity, Renewed,
     Which,
 };
+pub use pending::{PendingRow, Waiting};
 pub use postgres::Settings as PostgresSettings;
 pub use record_each::record_each;
 pub use retention::{Pruned, Retention};

@@ -132,6 +132,36 @@ pub(crate) const TABLES: &[Table] = &[
         ],
     },
     Table {
+        name: "admission_groups",
+        order: Order::Key,
+        columns: &[number("place"), text("name"), text("answer"), text("rule")],
+    },
+    Table {
+        name: "admission_version",
+        order: Order::Key,
+        columns: &[number("id"), number("number")],
+    },
+    Table {
+        name: "places",
+        order: Order::Key,
+        columns: &[bytes("ek_id"), text("group_name"), number("taken_at")],
+    },
+    Table {
+        name: "pending",
+        order: Order::Key,
+        columns: &[
+            bytes("ek_id"),
+            text("vendor"),
+            text("manufacturer"),
+            text("model"),
+            text("firmware"),
+            text("flow"),
+            text("device_id"),
+            number("first_seen"),
+            number("last_seen"),
+        ],
+    },
+    Table {
         name: "enrolments",
         order: Order::Key,
         columns: &[

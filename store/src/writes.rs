@@ -111,7 +111,7 @@ impl<'a> Write<'a> {
     /// `now` is the time of an offer, which has none of its own.
     fn of(act: &'a Act, now: OffsetDateTime) -> Option<Self> {
         Some(match act {
-            Act::None => return None,
+            Act::None | Act::Ask(_) => return None,
             Act::Certify(certificate) => {
                 let issued_at = certificate.facts().issued_at;
                 Self::Certificate(new_certificate(certificate, Some(issued_at)))
@@ -245,8 +245,11 @@ pub(crate) fn active_ik(records: &Records) -> Option<[u8; 32]> {
 pub(crate) fn is_same(a: &Snapshot, b: &Snapshot) -> bool {
     let actives = [a, b].map(|snapshot| snapshot.active.as_ref().map(|active| active.serial));
     let [waiting, waited] = [a, b].map(|snapshot| snapshot.waiting.iter().map(|it| it.serial));
-    let [anchors, trusted] = [a.anchors, b.anchors];
-    a.records == b.records && actives[0] == actives[1] && waiting.eq(waited) && anchors == trusted
+    let versions = |it: &Snapshot| (it.anchors, it.groups);
+    a.records == b.records
+        && actives[0] == actives[1]
+        && waiting.eq(waited)
+        && versions(a) == versions(b)
 }
 
 /// Everything that an entry and its question depend on. Two entries that share none of these can be

@@ -264,7 +264,7 @@ fn pkcs11_request_is_certified_elsewhere_and_installed() -> Result<()> {
     it.lab.provision(&device, &[])?;
     it.lab.openssl_verifies(&device.state().join("certificate.pem"))?;
 
-    // The same for a key that is there already: its certificate comes without a request of ours.
+    // No key is certified twice, and no certificate is taken for another key.
     let names = fs::read_dir(it.lab.dir.path())?.map(|it| it.map(|it| it.file_name()));
     let names = names.collect::<Result<Vec<_>, _>>()?;
     let dated = names.iter().filter_map(|name| name.to_str());
@@ -272,7 +272,9 @@ fn pkcs11_request_is_certified_elsewhere_and_installed() -> Result<()> {
     let [installed] = dated.collect::<Vec<_>>()[..] else { bail!("one: {names:?}") };
     let key = fs::read_to_string(it.lab.dir.path().join(installed))?.trim().to_owned();
     let second = elsewhere.place.path().join("second.csr");
-    it.assay(&["issuing", "csr", "--key", &key, "--out", second.to_str().context("a path")?])?;
+    let said = it.fails(&["issuing", "csr", "--key", &key])?;
+    ensure!(said.contains("each has a key of its own"), "{said}");
+    it.assay(&["issuing", "csr", "--key", &uri, "--out", second.to_str().context("a path")?])?;
     let other = elsewhere.certify(&second, EXTENSIONS, &[])?;
     let other = other.to_str().context("a path")?.to_owned();
     let first = fs::read_to_string(it.lab.dir.path().join("issuing.pkcs11"))?;

@@ -257,7 +257,7 @@ fn issuing_cas_that_change_under_load_fail_no_device() -> Result<()> {
         Ok(fleet)
     };
     let vendor = String::from_utf8(run(fleet()?.arg("--vendor"))?.stdout)?;
-    run(lab.dir.assay(&["trust", "add"])?.args(vendor.lines()))?;
+    run(lab.dir.assay(&["trust", "add", "--admit"])?.args(vendor.lines()))?;
     let mut fleet = fleet()?;
     fleet.args(["--json", "--broker", &lab.server.bootstrap, "--ca-root"]).arg(lab.dir.root_pem());
     let mut running =

@@ -50,7 +50,7 @@ fn two_workers_are_restarted_in_turn_under_load_and_no_device_notices() -> Resul
     let mut fleet = Command::new(assay_bin("assay-fleet")?);
     fleet.arg("--cache").arg(cache.path());
     let vendor = String::from_utf8(run(fleet.arg("--vendor"))?.stdout)?;
-    run(dir.assay(&["trust", "add"])?.args(vendor.lines()))?;
+    run(dir.assay(&["trust", "add", "--admit"])?.args(vendor.lines()))?;
 
     let mut workers = [Worker::start(&dir, &broker)?, Worker::start(&dir, &broker)?];
     let mut fleet = Command::new(assay_bin("assay-fleet")?);

@@ -79,14 +79,14 @@ impl AssayDir {
         Ok(command)
     }
 
-    /// Trusts the EK certificates of `vendor`.
+    /// Trusts the EK certificates of `vendor`, and admits every EK that has one.
     pub fn trust(&self, vendor: &VendorCa) -> Result<()> {
         run(&mut self.trust_command(vendor)?).map(drop)
     }
 
     /// The command behind [`trust`](Self::trust).
     pub fn trust_command(&self, vendor: &VendorCa) -> Result<Command> {
-        let mut command = self.assay(&["trust", "add"])?;
+        let mut command = self.assay(&["trust", "add", "--admit"])?;
         command.arg(vendor.root_pem()).arg(vendor.intermediate_pem());
         Ok(command)
     }

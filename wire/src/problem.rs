@@ -160,6 +160,8 @@ problem_codes! {
     DeviceIdNotEnrolled = 33, "device-id-not-enrolled", "No enrolment grants this device id to the EK";
     QuotaExceeded = 34, "quota-exceeded", "The device got too many certificates or keys in a short time";
     ReprovisionRefused = 35, "reprovision-refused", "The device is provisioned already, and its enrolment forbids another provisioning";
+    Pending = 36, "pending", "An operator has to approve this device first; come back";
+    NotAdmitted = 37, "not-admitted", "No group of this CA admits the EK";
     ClaimExpired = 40, "claim-expired", "The claim is past its time; begin again";
     TicketRefused = 41, "ticket-refused", "The ticket does not prove the claim; begin again";
     ClockOff = 42, "clock-off", "The time of the request is too far from the CA's clock";

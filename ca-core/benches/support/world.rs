@@ -3,7 +3,7 @@
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::template::ParentArea;
 use assay_ca_core::{
-    Admitted, AdmittedParent, Assurance, BoundKey, Candidate, Certification, Challenge,
+    Admission, Admitted, AdmittedParent, Assurance, BoundKey, Candidate, Certification, Challenge,
     Confirmation, Confirming, EkEvidence, Evidence, FIRST_GENERATION, FlowKind, Instead, Issued,
     KeyOffer, Login, MasterSecret, Overlapping, ParentEvidence, Prepared, Profile, Proven,
     ProvenDevice, Readmitted, Records, SealedFlow, SealedOnRecord, Sealing, SharedKeyFlow,
@@ -120,7 +120,8 @@ impl World {
     }
 
     pub(crate) fn admit<F: FlowKind>(&self, ek: TrustedEk) -> Admitted<F> {
-        Admitted::decide(offered(), ek, &self.records).unwrap()
+        let admission = Admission { groups: &self.ca.groups, waits_since: None, now: now() };
+        Admitted::decide(offered(), ek, &self.records, &admission).unwrap()
     }
 
     pub(crate) fn challenge(

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
+use crate::ek::ca_key::CaKey;
 use crate::x509::{Broken, Certificate, Name, Purpose, Rule, Unsupported, check_path};
 
 /// The TPM vendors' CA certificates that an operator has. They are read once, for all EK
@@ -83,7 +84,10 @@ impl TrustAnchors {
         let mut same =
             self.known.iter().filter(is_same).filter_map(|known| known.vendor.role.allowances());
         match same.next() {
-            Some(allowances) => Ok(VendorPath { subjects: vec![vendor.subject()], allowances }),
+            Some(allowances) => {
+                let (subjects, keys) = (vec![vendor.subject()], vec![vendor.ca_key()]);
+                Ok(VendorPath { subjects, keys, allowances })
+            }
             None => Search::new(self, &vendor.certificate, Purpose::Issue, &[], now).run(),
         }
     }
@@ -202,6 +206,11 @@ impl VendorCertificate {
         self.certificate.key.as_ref().map_or_else(ToString::to_string, ToString::to_string)
     }
 
+    /// Its key, by which a group names it.
+    pub fn ca_key(&self) -> CaKey {
+        CaKey::of_spki(&self.certificate.spki)
+    }
+
     /// When it expires. The expiry of an anchor is not checked.
     pub fn not_after(&self) -> OffsetDateTime {
         self.certificate.not_after
@@ -280,6 +289,7 @@ pub struct UnknownAllowance(String);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VendorPath {
     subjects: Vec<String>,
+    keys: Vec<CaKey>,
     allowances: Allowances,
 }
 
@@ -287,6 +297,11 @@ impl VendorPath {
     /// Subjects of the issuers: first the EK certificate's issuer, last the anchor.
     pub fn issuers(&self) -> &[String] {
         &self.subjects
+    }
+
+    /// The keys of the issuers, in the same order.
+    pub(crate) fn keys(&self) -> &[CaKey] {
+        &self.keys
     }
 
     /// What an EK certificate whose path ends at this anchor may lack.
@@ -529,9 +544,10 @@ impl<'a> Search<'a> {
     }
 
     fn found(&self, path: &[Node], anchor: Node, allowances: Allowances) -> VendorPath {
-        let issuers = path[1..].iter().chain([&anchor]);
+        let issuers = path[1..].iter().chain([&anchor]).map(|node| self.certificate(*node));
         VendorPath {
-            subjects: issuers.map(|node| self.certificate(*node).subject.to_string()).collect(),
+            subjects: issuers.clone().map(|issuer| issuer.subject.to_string()).collect(),
+            keys: issuers.map(|issuer| CaKey::of_spki(&issuer.spki)).collect(),
             allowances,
         }
     }

@@ -3,8 +3,10 @@
 
 pub(crate) mod anchors;
 pub(crate) mod assurance;
+pub(crate) mod ca_key;
 pub(crate) mod container;
 pub(crate) mod evidence;
 pub(crate) mod file;
 pub(crate) mod hardware;
+pub(crate) mod model;
 pub(crate) mod trust;

@@ -9,8 +9,10 @@ use time::OffsetDateTime;
 
 use crate::ek::anchors::{Allowances, TrustAnchors, VendorPath};
 use crate::ek::assurance::Assurance;
+use crate::ek::ca_key::CaKey;
 use crate::ek::evidence::EkEvidence;
 use crate::ek::hardware::HardwareIdentity;
+use crate::ek::model::TpmModel;
 use crate::key::{PublicKey, SoundKey};
 use crate::records::Enrolment;
 use crate::tpm::template::EkArea;
@@ -25,6 +27,8 @@ pub struct TrustedEk {
     pub(crate) area: EkArea,
     ek_id: EkId,
     pub(crate) hardware: HardwareIdentity,
+    tpm: Option<TpmModel>,
+    path: Option<VendorPath>,
     pub(crate) assurance: Assurance,
     derived_device_id: DeviceId,
     requested_device_id: Option<DeviceId>,
@@ -56,18 +60,24 @@ impl TrustedEk {
                     matching => matching,
                 }
                 .and_then(|certificate| certificate.trust(issuers, anchors, now))
-                .map(|trusted| trusted.hardware)
             }
         };
-        let (hardware, assurance) = match (by_certificate, enrolment) {
-            (Ok(hardware), _) => (hardware, Assurance::VendorCertificate),
-            (Err(_), Some(_)) => (HardwareIdentity::of_key(area.key()), Assurance::EnrolmentList),
+        let (hardware, tpm, path, assurance) = match (by_certificate, enrolment) {
+            (Ok(Vouched { path, tpm, hardware }), _) => {
+                (hardware, tpm, Some(path), Assurance::VendorCertificate)
+            }
+            (Err(_), Some(_)) => {
+                let hardware = HardwareIdentity::of_key(area.key());
+                (hardware, None, None, Assurance::EnrolmentList)
+            }
             (Err(rejection), None) => return Err(rejection),
         };
         Ok(Self {
             area,
             ek_id: evidence.ek_id(),
             hardware,
+            tpm,
+            path,
             assurance,
             derived_device_id: evidence.derived_device_id(),
             requested_device_id: evidence.requested_device_id().cloned(),
@@ -84,8 +94,23 @@ impl TrustedEk {
         &self.derived_device_id
     }
 
+    /// The TPM, as the trusted certificate has it.
+    pub fn tpm(&self) -> Option<&TpmModel> {
+        self.tpm.as_ref()
+    }
+
+    /// The trusted vendor: the subject of the anchor that the EK certificate leads to.
+    pub fn vendor(&self) -> Option<&str> {
+        self.path.as_ref()?.issuers().last().map(String::as_str)
+    }
+
+    /// The keys of the CAs between the EK certificate and the anchor, the anchor's too.
+    pub(crate) fn issuers(&self) -> &[CaKey] {
+        self.path.as_ref().map(VendorPath::keys).unwrap_or_default()
+    }
+
     /// The device id that the sender asks for.
-    pub(crate) fn requested_device_id(&self) -> Option<&DeviceId> {
+    pub fn requested_device_id(&self) -> Option<&DeviceId> {
         self.requested_device_id.as_ref()
     }
 
@@ -98,17 +123,6 @@ impl TrustedEk {
     pub fn assurance(&self) -> Assurance {
         self.assurance
     }
-}
-
-/// The TPM that an EK certificate is for (TCG EK Credential Profile 2.5, 3.1.2).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TpmModel {
-    /// The vendor, as `id:` and four bytes in hexadecimal.
-    pub manufacturer: String,
-    /// The part.
-    pub model: String,
-    /// Its firmware version, as `id:` and hexadecimal.
-    pub version: String,
 }
 
 /// What the CA knows about an EK from its certificate alone.
@@ -162,6 +176,7 @@ pub(crate) struct EkCertificate<'a> {
 /// What a trusted EK certificate establishes.
 struct Vouched {
     path: VendorPath,
+    tpm: Option<TpmModel>,
     hardware: HardwareIdentity,
 }
 
@@ -216,7 +231,7 @@ impl<'a> EkCertificate<'a> {
             Some(tpm) => self.hardware_identity(tpm),
             None => HardwareIdentity::of_key(&self.key),
         };
-        Ok(Vouched { path, hardware })
+        Ok(Vouched { path, tpm, hardware })
     }
 
     /// What the certificate lacks of an EK certificate (TCG EK Credential Profile 2.5, 3.2), and

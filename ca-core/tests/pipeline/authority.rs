@@ -276,8 +276,7 @@ fn device_that_does_not_exist_is_one_for_ten_minutes_and_no_relying_party_takes_
     assert!(!parsed.extensions().iter().any(policies));
     assert_eq!(parsed.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 1);
 
-    let (other, ended) =
-        issuer.throw_away_device(&scope, now() - Duration::DAY, &mut rng).unwrap();
+    let (other, ended) = issuer.throw_away_device(&scope, now() - Duration::DAY, &mut rng).unwrap();
     assert!(other != id && !verify(&root, &issuing, &der(&ended), KeyUsage::client_auth()));
 }
 

@@ -6,10 +6,10 @@ use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, ParentArea};
 use assay_ca_core::{
-    Admitted, AdmittedParent, Authority, BoundKey, Challenge, Enrolment, Evidence, FlowKind,
-    Instead, Issuer, Issuers, KeyAndCertificate, Offered, Overlapping, Profile, ProvenDevice,
-    Records, Rejection, SharedKeyFlow, TicketFlow, TicketKey, TrustAnchors, TrustedEk,
-    VendorCertificate,
+    Admission, Admitted, AdmittedParent, Answer, Authority, BoundKey, Challenge, Conditions,
+    Enrolment, Evidence, FlowKind, Group, Groups, Instead, Issuer, Issuers, KeyAndCertificate,
+    Offered, Overlapping, Profile, ProvenDevice, Records, Rejection, SharedKeyFlow, Terms,
+    TicketFlow, TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
 };
 use assay_wire::{Bundle, ChallengeReply, DeviceId, Flow, Proof, Scope, Ticket};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
@@ -537,6 +537,7 @@ pub(crate) struct Ca {
     pub(crate) scope: Scope,
     pub(crate) ticket_keys: Overlapping<TicketKey>,
     pub(crate) anchors: TrustAnchors,
+    pub(crate) groups: Groups,
     pub(crate) root: CertificateDer<'static>,
     pub(crate) authority: Authority,
     /// What the issuing CAs are made of.
@@ -555,6 +556,7 @@ impl Ca {
             scope: "plant-7".parse().unwrap(),
             ticket_keys: TicketKey::generate(&mut rng).into(),
             anchors: vendor.anchors(),
+            groups: everyone(),
             issuers: issuers(&issuing, &der, now()),
             root: der,
             authority: root,
@@ -599,7 +601,8 @@ impl Ca {
         records: &Records,
     ) -> Result<Admitted<F>, Rejection> {
         let ek = self.trust(device, records.enrolment.as_ref())?;
-        Admitted::decide(offered(), ek, records)
+        let admission = Admission { groups: &self.groups, waits_since: None, now: now() };
+        Admitted::decide(offered(), ek, records, &admission)
     }
 
     /// Runs everything up to the challenge.
@@ -628,6 +631,17 @@ impl Ca {
     pub(crate) fn prove(&self, request: &Proof) -> Result<ProvenDevice, Rejection> {
         ProvenDevice::verify(request, &self.scope, &self.ticket_keys, now())
     }
+}
+
+/// One group, which admits everyone.
+pub(crate) fn everyone() -> Groups {
+    let all = Group {
+        name: "all".parse().unwrap(),
+        conditions: Conditions::default(),
+        answer: Answer::Admit,
+        terms: Terms::default(),
+    };
+    Groups::new(vec![all]).unwrap()
 }
 
 pub(crate) fn enrolled() -> Enrolment {

@@ -8,6 +8,7 @@ mod ek_files;
 mod fixture;
 mod forge;
 mod golden;
+mod groups;
 mod hostile_bytes;
 mod issuers;
 mod oracle;

@@ -8,10 +8,11 @@ use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::Name;
 use assay_ca_core::{
-    Admitted, AdmittedParent, Assurance, AuthenticatedDevice, BoundKey, Candidate, Confirmation,
-    Confirming, Enrolment, Evidence, FIRST_GENERATION, Issued, KeyOffer, MasterSecret, Overlapping,
-    ParentEvidence, Prepared, Profile, Proven, ProvenDevice, Readmitted, Records, SealedFlow,
-    SealedOnRecord, Sealing, SharedKeyFlow, TicketFlow, TicketKey, Token, TrustedEk,
+    Admission, Admitted, AdmittedParent, Assurance, AuthenticatedDevice, BoundKey, Candidate,
+    Confirmation, Confirming, Enrolment, Evidence, FIRST_GENERATION, Issued, KeyOffer,
+    MasterSecret, Overlapping, ParentEvidence, Prepared, Profile, Proven, ProvenDevice, Readmitted,
+    Records, SealedFlow, SealedOnRecord, Sealing, SharedKeyFlow, TicketFlow, TicketKey, Token,
+    TrustedEk,
 };
 use assay_wire::{
     ActivationReply, Bundle, CertificateList, CertificateReply, ChallengeReply, ConfirmedReply,
@@ -45,7 +46,10 @@ fn printed_challenge_request_passes_every_check_of_the_ca() {
     let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
     assert_eq!((ek.template(), ek.assurance()), ("EK L-2 (P-256)", Assurance::VendorCertificate));
     BoundKey::verify(&evidence).unwrap();
-    let admitted = Admitted::<TicketFlow>::decide(offered(), ek, &nothing_on_record()).unwrap();
+    let groups = everyone();
+    let admission = Admission { groups: &groups, waits_since: None, now: now() };
+    let records = nothing_on_record();
+    let admitted = Admitted::<TicketFlow>::decide(offered(), ek, &records, &admission).unwrap();
     assert_eq!(*admitted.device_id(), example.device_id());
     assert_eq!(example.printed("EK id"), evidence.ek.ek_id().to_string());
 }
@@ -169,7 +173,10 @@ fn printed_register_request_passes_every_check_of_the_ca() {
     assert_eq!(evidence.ek.ek_id(), in_full.ek.ek_id());
     let anchors = trusting([example.block("vendor-root").into()]);
     let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
-    let admitted = Admitted::<SharedKeyFlow>::decide(offered(), ek, &nothing_on_record()).unwrap();
+    let groups = everyone();
+    let admission = Admission { groups: &groups, waits_since: None, now: now() };
+    let records = nothing_on_record();
+    let admitted = Admitted::<SharedKeyFlow>::decide(offered(), ek, &records, &admission).unwrap();
     assert_eq!(*admitted.device_id(), example.activation_reply().device_id);
     let parent = evidence.parent().unwrap();
     assert_eq!(parent.template(), "import parent P-256");

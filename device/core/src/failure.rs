@@ -33,6 +33,9 @@ pub enum Failure {
     /// The CA refused, for good.
     #[error("the CA refused: {0}")]
     Refused(Problem),
+    /// The deadline came while the CA still waited for its operator to admit the device.
+    #[error("not admitted yet: {0}")]
+    Pending(Problem),
     /// The CA's answer failed a check. Nothing of it was stored.
     #[error("the CA's answer failed verification: {0}")]
     Answer(AnswerError),

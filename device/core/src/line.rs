@@ -39,10 +39,10 @@ impl Line {
     /// Makes attempts, each on a connection of its own, until one succeeds or shows that no other
     /// can succeed. The first attempt uses the connection that was begun, if there is one.
     ///
-    /// After an attempt that found no connection, or a CA that was too busy, it waits for a random
-    /// delay and makes another. The delays grow. It makes no other attempt if a setting is wrong.
-    /// Every attempt asks anew. This loses nothing, because the CA answers a repeated request for
-    /// the same key with what it gave before.
+    /// After an attempt that found no connection, or a CA that was too busy or has to ask its
+    /// operator first, it waits for a random delay and makes another. The delays grow. It makes no
+    /// other attempt if a setting is wrong. Every attempt asks anew. This loses nothing, because
+    /// the CA answers a repeated request for the same key with what it gave before.
     pub(crate) async fn insist<T>(
         &self,
         mut attempt: impl AsyncFnMut() -> Result<T, Ended>,
@@ -50,6 +50,11 @@ impl Line {
         let mut backoff = Backoff::new();
         let mut restarts_left = MAX_RESTARTS;
         let mut last = String::from(NOT_FINISHED);
+        let mut pending = None;
+        let gave_up = |pending: Option<Problem>, reason| match pending {
+            Some(problem) => Failure::Pending(problem),
+            None => Failure::NotReached { reason },
+        };
         loop {
             let outcome = match self.connected().await {
                 Ok(()) => attempt().await,
@@ -60,7 +65,7 @@ impl Line {
                 Ok(value) => return Ok(value),
                 Err(Ended::Failed(failure)) => return Err(failure),
                 Err(Ended::Trouble(Trouble::Lasting)) => return Err(Failure::Lasting),
-                Err(Ended::Late) => return Err(Failure::NotReached { reason: last }),
+                Err(Ended::Late) => return Err(gave_up(pending, last)),
                 Err(Ended::Trouble(Trouble::Passing(reason))) => {
                     last = reason;
                     Duration::ZERO
@@ -69,6 +74,12 @@ impl Line {
                     ProblemCode::Busy | ProblemCode::Internal => {
                         last = problem.to_string();
                         Duration::from_secs(problem.retry_after.unwrap_or_default().into())
+                    }
+                    ProblemCode::Pending => {
+                        last = problem.to_string();
+                        let advice = problem.retry_after.unwrap_or_default();
+                        pending = Some(problem);
+                        Duration::from_secs(advice.into())
                     }
                     code if is_lost_claim(code) && restarts_left > 0 => {
                         restarts_left -= 1;
@@ -82,7 +93,7 @@ impl Line {
             let delay = backoff.next(advice, u32::from_be_bytes([a, b, c, d]));
             let next = self.desk.now().saturating_add(delay);
             if next >= self.end {
-                return Err(Failure::NotReached { reason: last });
+                return Err(gave_up(pending, last));
             }
             self.desk.progress(Step::Retry { delay, reason: last.clone() });
             self.desk.sleep(next).await;

@@ -67,6 +67,7 @@ pub(crate) fn is_about_the_ek(code: ProblemCode) -> bool {
             | ProblemCode::DeviceIdNotEnrolled
             | ProblemCode::DeviceIdTaken
             | ProblemCode::EkRegistered
+            | ProblemCode::NotAdmitted
     )
 }
 

@@ -43,7 +43,7 @@ fn of(error: &Error) -> Option<String> {
             "use the handle (--format handle), or make another key: `assay-device provision \
              --again --ik-handle 0x81000201`."
         }
-        Error::Refused { problem } => of_problem(problem.code),
+        Error::Refused { problem } | Error::Pending { problem, .. } => of_problem(problem.code),
         Error::LoginRefused { .. } => {
             "check this device's clock, then run `assay-device provision --again`: its answer says \
              whether the CA still knows this device. A key or certificate may be superseded, \
@@ -130,6 +130,13 @@ fn of_problem(code: ProblemCode) -> &'static str {
         }
         ProblemCode::DeviceIdTaken | ProblemCode::DeviceIdNotEnrolled => {
             "ask for no device id, or have the operator enrol this EK with it: assay enroll add --device-id."
+        }
+        ProblemCode::Pending => {
+            "have the operator approve this device: assay pending list, assay pending approve. Then run this again, or let \
+             `assay-device run` wait."
+        }
+        ProblemCode::NotAdmitted => {
+            "ask the operator for a group that admits this device: assay group list, assay group add."
         }
         ProblemCode::EkRegistered => {
             "ask for the device id that this TPM is registered under, or for none."

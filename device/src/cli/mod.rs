@@ -200,7 +200,8 @@ const EXIT_CODES: &str = "Exit codes:
   7  the answer of the CA failed verification
   8  not provisioned: no state, or nothing granted yet
   9  the certificate has expired
-  10 doctor: something failed";
+  10 doctor: something failed
+  11 an operator of the CA has not admitted this device yet: come back";
 
 const PUBLISH_EXAMPLE: &str = "Example:
   assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state \

@@ -50,7 +50,7 @@ pub(super) fn obstacle(error: &Error) -> Obstacle {
         | Error::NoSharedKey
         | Error::NoCertificate => Obstacle::Gone,
         Error::NotReached { .. } | Error::Tpm(_) | Error::State { .. } => Obstacle::Passing,
-        Error::Refused { problem } => {
+        Error::Refused { problem } | Error::Pending { problem, .. } => {
             let seconds = problem.retry_after.unwrap_or_default();
             Obstacle::Lasting { retry_after: Duration::from_secs(seconds.into()) }
         }

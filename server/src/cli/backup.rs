@@ -136,6 +136,7 @@ impl Restore {
         eprintln!("    those that lost rights                assay identity update");
         eprintln!("  vendors, trusted on record: {}", restored.anchors.len());
         eprintln!("    those that were removed               assay trust remove");
+        eprintln!("  groups that were changed or removed     assay group list | update | remove");
         eprintln!("  issuing and service CA: if they were replaced since, replace them again");
         eprintln!("Devices that were certified since come back through their flow.");
         eprintln!(

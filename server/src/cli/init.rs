@@ -49,7 +49,9 @@ impl Init {
         eprintln!("  assay.toml settings");
         eprintln!(
             "next: assay --dir {directory} trust add VENDOR-ROOT.pem, then assay --dir \
-             {directory} serve"
+             {directory} serve\n\
+             It asks you about each device of a vendor (assay pending); trust add --admit admits \
+             them all"
         );
         Ok(())
     }

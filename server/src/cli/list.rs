@@ -84,6 +84,11 @@ pub(crate) fn audit(
         let subject = decision.proven.or_else(|| decision.ek_id.map(|ek| ek.to_string()));
         let outcome = match (decision.code, decision.detail, decision.due) {
             (Some(code), Some(detail), _) => format!("refused: {}: {detail}", code_name(code)),
+            (_, _, due) if decision.action == "approve" => {
+                let due = due.map_or_else(String::new, |due| format!(", as {due}"));
+                format!("approved by {}{due}", decision.client)
+            }
+            _ if decision.action == "turn-away" => format!("disabled by {}", decision.client),
             (_, _, Some(due)) => format!("granted, for this EK's TPM to prove that it is {due}"),
             _ => "granted".into(),
         };

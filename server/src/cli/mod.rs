@@ -6,6 +6,7 @@ mod clock;
 mod configuration;
 mod crl;
 mod enroll;
+mod group;
 mod health;
 mod identity;
 mod import;
@@ -14,6 +15,7 @@ mod issuing;
 mod keys;
 mod list;
 mod outfit;
+mod pending;
 mod policy;
 mod root;
 mod serve;
@@ -51,6 +53,12 @@ enum Command {
     /// Say which TPM vendors' certificates are trusted
     #[command(subcommand)]
     Trust(trust::Trust),
+    /// Say who is admitted: groups of EKs, in order
+    #[command(subcommand)]
+    Group(group::GroupCommand),
+    /// List, approve and refuse devices that wait for an operator
+    #[command(subcommand)]
+    Pending(pending::Pending),
     /// Enrol EKs, change enrolments, disable and enable devices
     #[command(subcommand)]
     Enroll(enroll::Enroll),
@@ -116,6 +124,8 @@ impl Cli {
         match self.command {
             Command::Init(init) => init.run(),
             Command::Trust(trust) => trust.run(&directory()?),
+            Command::Group(group) => group.run(&directory()?),
+            Command::Pending(pending) => pending.run(&directory()?),
             Command::Enroll(enroll) => enroll.run(&directory()?),
             Command::Serve(serve) => serve.run(&directory()?),
             Command::Worker(worker) => worker.run(&directory()?),
@@ -145,7 +155,8 @@ impl Cli {
 const EXAMPLES: &str = "\
 Examples:
   assay init ca                                    make a CA in the directory ca
-  assay --dir ca trust add vendor-root.pem         trust the TPMs of a vendor
+  assay --dir ca trust add --admit vendor.pem      trust a vendor's TPMs, and admit them
+  assay --dir ca pending approve --all             admit the devices that wait
   assay --dir ca enroll add ek.pem --device-id pump-17
   assay --dir ca enroll import eks.csv
   assay --dir ca serve                             serve devices until interrupted

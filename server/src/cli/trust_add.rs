@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use assay_ca_core::{Allowances, Role};
+use assay_server::operations::groups;
 use assay_server::operations::trust::{self, Found, Good, Wish};
 use assay_server::rfc3339;
 use assay_store::Store;
@@ -22,7 +23,7 @@ unless you named a fingerprint. What can be added is added.
 Exit status: 1 if a certificate was refused.
 
 Examples:
-  assay --dir ca trust add vendor-root.pem vendor-issuing-cas.p7b
+  assay --dir ca trust add --admit vendor-root.pem vendor-issuing-cas.p7b
   assay --dir ca trust add tpm-ca-certificates/
   assay --dir ca trust add --fingerprint 12:34:… vendor-root.der
   assay --dir ca trust add --anchor pluton-ica.der
@@ -45,6 +46,10 @@ pub(crate) struct Add {
         hide_default_value = true
     )]
     allow_missing: Allowances,
+    /// Admit every EK under these roots and anchors, without asking: each gets a group, see `assay
+    /// group list`. Otherwise a new CA asks about each device, see `assay pending`
+    #[arg(long)]
+    admit: bool,
     /// Trust no root or anchor but the one with this SHA-256 fingerprint; may be given several
     /// times
     #[arg(long = "fingerprint", value_name = "SHA256", value_parser = fingerprint)]
@@ -66,6 +71,12 @@ impl Add {
         let new: Vec<_> = good.filter(|good| good.is_new).collect();
         self.ask(&new)?;
         trust::trust(store, new)?;
+        if self.admit {
+            let good = found.iter().filter_map(|found| found.content.as_ref().ok());
+            for name in groups::admit_vendors(store, good)? {
+                eprintln!("admitted: every EK under it, by group {name}");
+            }
+        }
         for reason in trust::incomplete(store, &found)? {
             eprintln!("{}", table::printable(&format!("has no effect yet: {reason}")));
         }
@@ -86,7 +97,8 @@ impl Add {
             return Ok(());
         }
         eprint!(
-            "Every EK that leads to a root or anchor named above will be trusted. Go on? [y/N] "
+            "Every EK that leads to a root or anchor named above will be trusted{}. Go on? [y/N] ",
+            if self.admit { ", and admitted" } else { "" }
         );
         let mut answer = String::new();
         stdin().read_line(&mut answer)?;

@@ -1,9 +1,9 @@
 //! What is on record, in JSON: the same fields in every face.
 
-use assay_ca_core::{Reprovision, Role};
+use assay_ca_core::{Conditions, Group, Reprovision, Role, Terms};
 use assay_store::{
     AnchorRow, AuditRow, CertificateRow, ConfigurationRow, DeviceRow, EnrolmentRow,
-    IdentityCertificateRow, IdentityRow,
+    IdentityCertificateRow, IdentityRow, PendingRow, Waiting,
 };
 use assay_wire::{DeviceId, EkId, ProblemCode, Scope};
 use serde_json::{Value, json};
@@ -104,6 +104,49 @@ pub fn configuration(row: &ConfigurationRow) -> Value {
         "set_at": rfc3339::seconds(row.set_at.unix_timestamp()),
         "json": serde_json::from_slice::<Value>(document).ok(),
         "document": hex::encode(document),
+    })
+}
+
+/// A group, and its place, counted from 1.
+pub fn group(place: usize, group: &Group) -> Value {
+    let Conditions { issuers, manufacturers, models, firmware, enrolled, eks } = &group.conditions;
+    let Terms { flows, not_before, not_after, quota } = &group.terms;
+    let time = |time: &OffsetDateTime| rfc3339::seconds(time.unix_timestamp());
+    json!({
+        "place": place,
+        "name": group.name.as_str(),
+        "answer": group.answer.name(),
+        "issuers": texts(issuers),
+        "manufacturers": texts(manufacturers),
+        "models": models,
+        "firmware": firmware.map(|least| least.to_string()),
+        "enrolled": enrolled,
+        "eks": texts(eks),
+        "flows": texts(flows),
+        "not_before": not_before.as_ref().map(time),
+        "not_after": not_after.as_ref().map(time),
+        "quota": quota,
+    })
+}
+
+fn texts(entries: &[impl ToString]) -> Vec<String> {
+    entries.iter().map(ToString::to_string).collect()
+}
+
+/// An EK about which an operator is asked.
+pub fn pending(PendingRow { waiting, first_seen }: &PendingRow) -> Value {
+    let Waiting { ek_id, vendor, manufacturer, model, firmware, flow, device_id, asked_at } =
+        waiting;
+    json!({
+        "ek_id": ek_id.to_string(),
+        "vendor": vendor,
+        "manufacturer": manufacturer,
+        "model": model,
+        "firmware": firmware,
+        "flow": flow.to_string(),
+        "device_id": device_id.as_ref().map(DeviceId::as_str),
+        "first_seen": rfc3339::seconds(*first_seen),
+        "last_seen": rfc3339::seconds(asked_at.unix_timestamp()),
     })
 }
 

@@ -1,12 +1,14 @@
 //! The decision on a request, from its bytes to what is signed: examine, plan, sign.
 
+use assay_ca_core::Rejection;
+use assay_store::Waiting;
 use assay_wire::{Bytes, MAX_SIGNED_CONFIGURATION, Problem, ReplyBody};
 use time::OffsetDateTime;
 
 use super::decision_log::DecisionLog;
 use super::examine::{Examined, NotExamined, examine};
 use super::job::Received;
-use super::outcome::{About, Issued};
+use super::outcome::{About, Issued, Refusal};
 use super::plan::{Plan, Planner};
 use super::sign::{Signed, sign};
 use crate::ca::Ca;
@@ -20,6 +22,8 @@ pub enum Outcome {
     /// Something new was signed, and is to be recorded. If its basis is stale by then, the request
     /// is decided again.
     Issued(Box<Issued>, Box<Examination>),
+    /// The device is told to come back, because an operator is asked about it.
+    Waits(Problem, Box<Waiting>),
     /// The device is told why not.
     Refused(Problem),
 }
@@ -105,6 +109,11 @@ pub(super) fn plan(
     match planned {
         Ok((plan, configuration)) => {
             Step::Unsigned(Box::new(Unsigned { plan, configuration, examination, about }))
+        }
+        Err(Refusal::Rejection(Rejection::Pending(applicant))) => {
+            let waiting = Box::new(Waiting::of(&applicant, received.at));
+            let problem = Refusal::Rejection(Rejection::Pending(applicant)).problem(log);
+            Step::Decided(Box::new((Outcome::Waits(problem, waiting), about)))
         }
         Err(refusal) => Step::refused(refusal.problem(log), about),
     }

@@ -239,7 +239,8 @@ mod tests {
     fn list_of_an_issuing_ca_that_was_removed_is_removed_from_the_broker() {
         let mut case = Case::new(32);
         let now = OffsetDateTime::now_utc();
-        let next = issuing::make(&case.directory, now + time::Duration::DAY, None, None, now).unwrap();
+        let next =
+            issuing::make(&case.directory, now + time::Duration::DAY, None, None, now).unwrap();
         let topic = format!("ca/v1/default/crl/{}", next.key_id);
         let first = case.publish(None, &BTreeSet::new()).unwrap();
         assert!(case.sent().contains(&(topic.clone(), false)));

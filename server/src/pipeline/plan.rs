@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use assay_ca_core::{
-    Admitted, AdmittedParent, Adopting, BoundKey, Candidate, Certification, Confirming, EkEvidence,
-    Fault, InForce, Instead, KeyOffer, Offered, RenewFlow, RenewalProof, Renewing, SealedOnRecord,
-    Sealing, TicketFlow, TrustAnchors, TrustedEk,
+    Admission, Admitted, AdmittedParent, Adopting, BoundKey, Candidate, Certification, Confirming,
+    EkEvidence, Fault, Groups, InForce, Instead, KeyOffer, Offered, RenewFlow, RenewalProof,
+    Renewing, SealedOnRecord, Sealing, TicketFlow, TrustAnchors, TrustedEk,
 };
 use assay_store::{
-    AnchorsVersion, Basis, IdInQuestion, IkInQuestion, Question, Snapshot, Store, StoreError,
-    WaitingInQuestion, Whom,
+    AnchorsVersion, Basis, GroupsVersion, IdInQuestion, IkInQuestion, Question, Snapshot, Store,
+    StoreError, WaitingInQuestion, Whom,
 };
 use assay_wire::{Bytes, Configuration, MAX_SIGNED_CONFIGURATION};
 use time::OffsetDateTime;
@@ -41,18 +41,29 @@ pub struct Planner {
     anchors: TrustAnchors,
     /// Which ones they are; `None` before the first question.
     anchors_version: Option<AnchorsVersion>,
+    groups: Groups,
+    /// As for the anchors.
+    groups_version: Option<GroupsVersion>,
     /// When the store was last asked whether there are configurations, and what it said.
     configurations: Option<(Instant, bool)>,
 }
 
 impl Planner {
-    /// Reads the vendors' certificates.
+    /// Reads the vendors' certificates and the groups.
     ///
     /// # Errors
     /// The store cannot be read.
     pub fn open(mut store: Box<dyn Store>) -> Result<Self, StoreError> {
         let anchors = read_anchors(&mut *store)?;
-        Ok(Self { store, anchors, anchors_version: None, configurations: None })
+        let (_, groups) = store.groups()?;
+        Ok(Self {
+            store,
+            anchors,
+            anchors_version: None,
+            groups,
+            groups_version: None,
+            configurations: None,
+        })
     }
 
     /// Plans by what is on record now, and notes in `about` whom the request is about.
@@ -72,7 +83,9 @@ impl Planner {
                     self.due(&evidence.ek, IkInQuestion::None, WaitingInQuestion::None, now)?;
                 let ek = self.trust(&evidence.ek, &snapshot, now)?;
                 let ik = BoundKey::verify(evidence)?;
-                let admitted = Admitted::decide(*offered, ek, &snapshot.records)?;
+                let admission = self.admission(&snapshot, now)?;
+                let admitted = Admitted::decide(*offered, ek, &snapshot.records, &admission)?;
+                let admitted = self.take_place(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 Plan::Challenge(admitted, ik, *instead)
             }
@@ -121,7 +134,9 @@ impl Planner {
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let ik = BoundKey::verify(evidence)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
-                let admitted = Admitted::decide(*offered, ek, records)?;
+                let admission = self.admission(&basis.snapshot, now)?;
+                let admitted = Admitted::decide(*offered, ek, records, &admission)?;
+                let admitted = self.take_place(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let sealing = Sealing::plan(
                     Candidate::decide(&admitted, &ik, &ca.scope, records, now)?,
@@ -153,7 +168,9 @@ impl Planner {
                 let basis = self.due(&evidence.ek, IkInQuestion::None, none, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let (parent, records) = (evidence.parent()?, &basis.snapshot.records);
-                let admitted = Admitted::decide(*offered, ek, records)?;
+                let admission = self.admission(&basis.snapshot, now)?;
+                let admitted = Admitted::decide(*offered, ek, records, &admission)?;
+                let admitted = self.take_place(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let parent = AdmittedParent::decide(&admitted, parent, records)?;
                 let offer = KeyOffer::decide(admitted, parent, records, &ca.profile, now)?;
@@ -165,7 +182,9 @@ impl Planner {
                 let basis = self.due(&evidence.ek, IkInQuestion::OfActive, of_ik, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
-                let admitted = Admitted::decide(Offered::<RenewFlow>::ALWAYS, ek, records)?;
+                let (offered, admission) =
+                    (Offered::<RenewFlow>::ALWAYS, self.admission(&basis.snapshot, now)?);
+                let admitted = Admitted::decide(offered, ek, records, &admission)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let in_force = InForce::find(&admitted, evidence, active.as_ref(), &ca.scope, now)?;
                 let proof = RenewalProof::verify(in_force)?;
@@ -285,6 +304,34 @@ impl Planner {
         }
         let enrolment = snapshot.records.enrolment.as_ref();
         Ok(TrustedEk::verify(evidence, &self.anchors, enrolment, now)?)
+    }
+
+    fn admission(
+        &mut self,
+        snapshot: &Snapshot,
+        now: OffsetDateTime,
+    ) -> Result<Admission<'_>, StoreError> {
+        if snapshot.groups != self.groups_version {
+            // As for the anchors.
+            self.groups = self.store.groups()?.1;
+            self.groups_version = snapshot.groups;
+        }
+        Ok(Admission { groups: &self.groups, waits_since: snapshot.waits_since, now })
+    }
+
+    /// Takes the place that a new device needs in its group, before anything is made for it. It is
+    /// on record at once: the device may prove itself to another worker.
+    fn take_place<F>(
+        &mut self,
+        admitted: Admitted<F>,
+        now: OffsetDateTime,
+    ) -> Result<Admitted<F>, Refusal> {
+        match admitted.place() {
+            Some(place) if !self.store.take_place(&admitted.ek_id(), place, now)? => {
+                Err(admitted.full().into())
+            }
+            _ => Ok(admitted),
+        }
     }
 }
 

@@ -154,6 +154,12 @@ impl Decided {
                 outbox.reply(job, reply);
                 _ = writes.send(Write::Audit(audit));
             }
+            Outcome::Waits(problem, waiting) => {
+                let audit = about.audit(&job, Some(&problem));
+                log.decision(&audit);
+                outbox.reply(job, ReplyBody::Problem(problem));
+                _ = writes.send(Write::Ask(waiting, audit));
+            }
             Outcome::Refused(problem) => {
                 let audit = about.audit(&job, Some(&problem));
                 log.decision(&audit);

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assay_store::{Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError, record_each};
+use assay_store::{
+    Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError, Waiting, record_each,
+};
 use assay_wire::{DeviceId, ReplyBody, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tracing::{error, info};
@@ -19,6 +21,8 @@ use crate::clock::Gate;
 pub(super) enum Write {
     /// A decision that needs nothing else on record.
     Audit(AuditEntry),
+    /// The decision to ask an operator about an EK.
+    Ask(Box<Waiting>, AuditEntry),
     Planned(Box<Planned>),
     Pulse(Pulse),
 }
@@ -32,7 +36,7 @@ pub(super) fn run(
     outbox: &Outbox,
     log: &DecisionLog,
 ) {
-    let (mut audits, mut pause) = (Vec::new(), Duration::ZERO);
+    let (mut alone, mut pause) = (Vec::new(), Duration::ZERO);
     let mut due = Instant::now() + OVERDUE_POLL;
     loop {
         let first = match writes.recv_timeout(AUDIT_DELAY) {
@@ -44,16 +48,17 @@ pub(super) fn run(
         let (mut waiting, mut pulses) = (Vec::new(), Vec::new());
         for write in first.into_iter().chain(gather(writes, pause)) {
             match write {
-                Write::Audit(entry) => audits.push(entry),
+                Write::Audit(entry) => alone.push(entry_alone(Act::None, entry)),
+                Write::Ask(waiting, entry) => alone.push(entry_alone(Act::Ask(*waiting), entry)),
                 Write::Planned(planned) => waiting.push(*planned),
                 Write::Pulse(pulse) => pulses.push(pulse),
             }
         }
-        if !waiting.is_empty() || audits.len() >= BATCH || (idle && !audits.is_empty()) {
+        if !waiting.is_empty() || alone.len() >= BATCH || (idle && !alone.is_empty()) {
             // Where a transaction is expensive, others wait for company as long as this one took.
             // A request that is alone does not wait.
             let (started, has_company) = (Instant::now(), waiting.len() > 1);
-            commit(&mut *store, waiting, std::mem::take(&mut audits), again, outbox, log);
+            commit(&mut *store, waiting, std::mem::take(&mut alone), again, outbox, log);
             let shared = if has_company { started.elapsed() } else { Duration::ZERO };
             pause = shared.min(store.longest_pause());
         }
@@ -67,8 +72,13 @@ pub(super) fn run(
             due = Instant::now() + if is_more { MORE_POLL } else { OVERDUE_POLL };
         }
     }
-    commit(&mut *store, Vec::new(), audits, again, outbox, log);
+    commit(&mut *store, Vec::new(), alone, again, outbox, log);
     log.tell_left_out();
+}
+
+/// An entry whose reply does not wait for it.
+fn entry_alone(act: Act, audit: AuditEntry) -> Entry {
+    Entry { act, basis: None, audit: Some(audit) }
 }
 
 /// What arrives within the pause, up to the size of a batch.
@@ -82,7 +92,7 @@ fn gather(writes: &Receiver<Write>, pause: Duration) -> impl Iterator<Item = Wri
 fn commit(
     store: &mut dyn Store,
     waiting: Vec<Planned>,
-    audits: Vec<AuditEntry>,
+    alone: Vec<Entry>,
     again: &Sender<Box<Planned>>,
     outbox: &Outbox,
     log: &DecisionLog,
@@ -95,8 +105,7 @@ fn commit(
         entries.push(Entry { act, basis, audit });
         owed.push(planned);
     }
-    let alone = |entry| Entry { act: Act::None, basis: None, audit: Some(entry) };
-    entries.extend(audits.into_iter().map(alone));
+    entries.extend(alone);
     let recorded = record_each(store, &outbox.scope, &entries, |error| {
         log.fault("decisions could not be written", error);
     });

@@ -8,10 +8,13 @@ use assay_wire::{DeviceId, EkId};
 use postgres::Row;
 use time::OffsetDateTime;
 
+use super::audit::add_to_audit;
 use super::columns::{device_id, ek_id, optional, optional_small, parsed, small};
 use super::connection::Postgres;
+use super::pending::forget;
 use super::session::Session;
 use super::shared_keys::retire;
+use crate::audit::AuditEntry;
 use crate::enrolments::{
     EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags, decide,
 };
@@ -23,6 +26,23 @@ impl Postgres {
             let (results, known) = judge(session, new)?;
             if results.iter().all(Result::is_ok) {
                 put_on_list(session, new, &results, &known)?;
+            }
+            Ok(results)
+        })
+    }
+
+    pub(super) fn approve_all(
+        &mut self,
+        new: &[NewEnrolment],
+        audit: &[AuditEntry],
+    ) -> Result<EnrolResults, StoreError> {
+        let eks: Vec<_> = new.iter().map(|new| new.ek_id).collect();
+        self.write(|session| {
+            let (results, known) = judge(session, new)?;
+            if results.iter().all(Result::is_ok) {
+                put_on_list(session, new, &results, &known)?;
+                forget(session, &eks)?;
+                add_to_audit(session, &audit.iter().collect::<Vec<_>>())?;
             }
             Ok(results)
         })
@@ -56,6 +76,7 @@ impl Postgres {
             let enrolments =
                 session.execute("DELETE FROM enrolments WHERE ek_id = $1", &[&bytes])?;
             let devices = session.execute("DELETE FROM devices WHERE ek_id = $1", &[&bytes])?;
+            session.execute("DELETE FROM places WHERE ek_id = $1", &[&bytes])?;
             let certificates = session.execute(REVOKE, &[&bytes, &now.unix_timestamp()])?;
             let removed = Removed {
                 certificates: usize::try_from(certificates).map_err(StoreError::unreadable)?,
@@ -282,7 +303,7 @@ const ADD: &str = "INSERT INTO enrolments
     (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at, tags, plain_srk)
     SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::int8[],
                          $7::text[], $8::bool[])";
-const DISABLE: &str = "INSERT INTO disabled_eks (ek_id, since)
+pub(super) const DISABLE: &str = "INSERT INTO disabled_eks (ek_id, since)
     SELECT * FROM unnest($1::bytea[], $2::int8[]) ON CONFLICT DO NOTHING";
 const RETAG: &str = "UPDATE enrolments e SET tags = n.tags
     FROM unnest($1::bytea[], $2::text[]) n(ek_id, tags) WHERE e.ek_id = n.ek_id";

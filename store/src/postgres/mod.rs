@@ -20,8 +20,10 @@ mod connection;
 pub(crate) mod dump;
 mod enrolments;
 mod epoch;
+mod groups;
 mod identities;
 mod migrations;
+mod pending;
 mod record;
 mod revocation;
 mod scope;
@@ -34,12 +36,12 @@ mod trust;
 use std::ops::Range;
 use std::time::Duration;
 
-use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
+use assay_ca_core::{Groups, Place, Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
 use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
-use crate::audit::AuditRow;
+use crate::audit::{AuditEntry, AuditRow};
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
@@ -47,7 +49,9 @@ use crate::contract::Store;
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::groups::GroupsVersion;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
+use crate::pending::PendingRow;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
 use crate::secrets::MadeBefore;
@@ -176,6 +180,44 @@ impl Store for Postgres {
 
     fn retire_shared_key(&mut self, ek: &EkId) -> Result<bool, StoreError> {
         self.retire(ek)
+    }
+
+    fn groups(&mut self) -> Result<(GroupsVersion, Groups), StoreError> {
+        self.all_groups()
+    }
+
+    fn set_groups(&mut self, seen: GroupsVersion, groups: &Groups) -> Result<bool, StoreError> {
+        self.put_groups(seen, groups)
+    }
+
+    fn take_place(
+        &mut self,
+        ek: &EkId,
+        place: &Place,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        self.give_place(ek, place, now)
+    }
+
+    fn pending(&mut self) -> Result<Vec<PendingRow>, StoreError> {
+        self.all_pending()
+    }
+
+    fn approve(
+        &mut self,
+        new: &[NewEnrolment],
+        audit: &[AuditEntry],
+    ) -> Result<EnrolResults, StoreError> {
+        self.approve_all(new, audit)
+    }
+
+    fn turn_away(
+        &mut self,
+        eks: &[EkId],
+        audit: &[AuditEntry],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        self.turn_eks_away(eks, audit, now)
     }
 
     fn enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError> {

@@ -9,10 +9,11 @@ use assay_wire::Scope;
 
 use super::audit::add_to_audit;
 use super::connection::Postgres;
+use super::pending::ask;
 use super::scope::check_scope;
 use super::session::Session;
 use super::snapshots::{Answer, Der, answers};
-use crate::act::{Entry, Question, Recorded, Snapshot};
+use crate::act::{Act, Entry, Question, Recorded, Snapshot};
 use crate::error::StoreError;
 use crate::writes::{
     NewCertificate, NewDevice, NewOffer, NewUse, Planned, Write, active_ik, is_same, touched,
@@ -40,6 +41,11 @@ impl Postgres {
                     recorded[stale] = Recorded::Stale;
                 }
             }
+            let asked = entries.iter().filter_map(|entry| match &entry.act {
+                Act::Ask(waiting) => Some(waiting),
+                _ => None,
+            });
+            ask(session, &asked.collect::<Vec<_>>())?;
             let done = entries.iter().zip(&recorded).filter(|(_, is)| **is == Recorded::Done);
             let audits: Vec<_> = done.filter_map(|(entry, _)| entry.audit.as_ref()).collect();
             add_to_audit(session, &audits)?;

@@ -11,6 +11,7 @@ use super::columns::{array, device_id, optional_ek_id, optional_small, parsed, s
 use super::session::Session;
 use crate::act::{IdInQuestion, IkInQuestion, Question, Snapshot, WaitingInQuestion};
 use crate::error::StoreError;
+use crate::groups::GroupsVersion;
 use crate::trust::AnchorsVersion;
 
 /// Whether certificates come with their DER. To compare snapshots, it is not needed.
@@ -125,13 +126,16 @@ fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
         other_ek: optional_ek_id(row, 17)?,
     };
     let waiting = waiting(row, &question.ek)?;
-    let anchors = match question.device {
-        IdInQuestion::Due { .. } => {
-            Some(AnchorsVersion { newest: row.get(26), count: row.get(27) })
-        }
-        IdInQuestion::Is(_) => None,
+    let (anchors, groups, waits_since) = match question.device {
+        IdInQuestion::Due { .. } => (
+            Some(AnchorsVersion { newest: row.get(26), count: row.get(27) }),
+            Some(GroupsVersion(row.get(31))),
+            row.get::<_, Option<i64>>(32).map(time).transpose()?,
+        ),
+        IdInQuestion::Is(_) => (None, None, None),
     };
-    Ok(Answer { snapshot: Snapshot { records, active, waiting, anchors }, active: serial })
+    let snapshot = Snapshot { records, active, waiting, anchors, groups, waits_since };
+    Ok(Answer { snapshot, active: serial })
 }
 
 /// The query returns these certificates as arrays, one for each column.
@@ -191,7 +195,9 @@ const SNAPSHOTS: &str = "SELECT
     a.newest, a.count, w.iks,
     (SELECT max(greatest(r.confirmed_at, r.issued_at)) FROM certificates r
      WHERE r.ek_id = q.ek AND r.confirmed_at IS NOT NULL),
-    nullif(s.day, 0)
+    nullif(s.day, 0),
+    (SELECT v.number FROM admission_version v WHERE v.id = 1),
+    (SELECT p.first_seen FROM pending p WHERE p.ek_id = q.ek)
 FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[], $11::bool[],
             $12::bool[])
          WITH ORDINALITY q(ek, ik, named, derived, waiting, now, of_active, of_ek, number)

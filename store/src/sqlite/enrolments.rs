@@ -7,8 +7,10 @@ use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use time::OffsetDateTime;
 
 use super::columns::{ek_id, optional_device_id, parsed, unreadable};
-use super::connection::Sqlite;
+use super::connection::{Sqlite, Transaction};
+use super::pending::forget;
 use super::records::holder;
+use crate::audit::AuditEntry;
 use crate::enrolments::{
     EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags, decide,
 };
@@ -23,6 +25,27 @@ impl Sqlite {
     pub fn enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
         let (transaction, results) = self.try_enroll(new)?;
         if results.iter().all(Result::is_ok) {
+            transaction.commit()?;
+        }
+        Ok(results)
+    }
+
+    /// See [`Store::approve`](crate::contract::Store::approve).
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn approve(
+        &mut self,
+        new: &[NewEnrolment],
+        audit: &[AuditEntry],
+    ) -> Result<EnrolResults, StoreError> {
+        let (transaction, results) = self.try_enroll(new)?;
+        if results.iter().all(Result::is_ok) {
+            for new in new {
+                forget(&transaction, &new.ek_id)?;
+            }
+            let writing = Transaction(&transaction);
+            audit.iter().try_for_each(|entry| writing.audit(entry))?;
             transaction.commit()?;
         }
         Ok(results)
@@ -82,6 +105,9 @@ impl Sqlite {
     ) -> Result<Option<Removed>, StoreError> {
         self.transaction(|transaction| {
             let mut rows = 0;
+            // Its place is free, too; but a place alone is nothing to forget.
+            let places = "DELETE FROM places WHERE ek_id = ?1";
+            transaction.0.execute(places, params![ek.as_bytes()])?;
             for table in ["enrolments", "devices"] {
                 let delete = format!("DELETE FROM {table} WHERE ek_id = ?1");
                 rows += transaction.0.execute(&delete, params![ek.as_bytes()])?;
@@ -152,7 +178,7 @@ impl Sqlite {
     }
 }
 
-fn set_disabled(
+pub(super) fn set_disabled(
     connection: &Connection,
     ek: &EkId,
     disabled: bool,

@@ -17,8 +17,10 @@ mod connection;
 pub(crate) mod dump;
 mod enrolments;
 mod epoch;
+mod groups;
 mod identities;
 mod migrations;
+mod pending;
 mod record;
 mod records;
 mod revocation;
@@ -31,12 +33,12 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
+use assay_ca_core::{Groups, Place, Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
 use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
-use crate::audit::AuditRow;
+use crate::audit::{AuditEntry, AuditRow};
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
@@ -44,7 +46,9 @@ use crate::contract::Store;
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::groups::GroupsVersion;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
+use crate::pending::PendingRow;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
 use crate::secrets::MadeBefore;
@@ -153,6 +157,44 @@ impl Store for Sqlite {
 
     fn retire_shared_key(&mut self, ek: &EkId) -> Result<bool, StoreError> {
         self.transaction(|transaction| transaction.retire_shared_key(ek))
+    }
+
+    fn groups(&mut self) -> Result<(GroupsVersion, Groups), StoreError> {
+        Self::groups(self)
+    }
+
+    fn set_groups(&mut self, seen: GroupsVersion, groups: &Groups) -> Result<bool, StoreError> {
+        self.set_groups(seen, groups)
+    }
+
+    fn take_place(
+        &mut self,
+        ek: &EkId,
+        place: &Place,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        self.take_place(ek, place, now)
+    }
+
+    fn pending(&mut self) -> Result<Vec<PendingRow>, StoreError> {
+        Self::pending(self)
+    }
+
+    fn approve(
+        &mut self,
+        new: &[NewEnrolment],
+        audit: &[AuditEntry],
+    ) -> Result<EnrolResults, StoreError> {
+        self.approve(new, audit)
+    }
+
+    fn turn_away(
+        &mut self,
+        eks: &[EkId],
+        audit: &[AuditEntry],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        self.turn_away(eks, audit, now)
     }
 
     fn enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError> {

@@ -5,10 +5,12 @@ use rusqlite::Connection;
 
 use super::certificates::waiting;
 use super::connection::{Sqlite, Transaction};
+use super::groups::groups_version;
+use super::pending::waits_since;
 use super::records::records;
 use super::trust::anchors_version;
 use crate::act::{
-    Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot, WaitingInQuestion,
+    Act, Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot, WaitingInQuestion,
 };
 use crate::error::StoreError;
 use crate::writes::{Planned, Write, active_ik, is_same};
@@ -54,6 +56,9 @@ impl Transaction<'_> {
                 return Ok(Recorded::Stale);
             }
             self.write(&write)?;
+        }
+        if let Act::Ask(waiting) = &entry.act {
+            self.ask(waiting)?;
         }
         entry.audit.as_ref().map_or(Ok(()), |audit| self.audit(audit))?;
         Ok(Recorded::Done)
@@ -107,9 +112,13 @@ fn snapshot(connection: &Connection, question: &Question) -> Result<Snapshot, St
         }
         _ => Vec::new(),
     };
-    let anchors = match question.device {
-        IdInQuestion::Due { .. } => Some(anchors_version(connection)?),
-        IdInQuestion::Is(_) => None,
+    let (anchors, groups, waits_since) = match question.device {
+        IdInQuestion::Due { .. } => (
+            Some(anchors_version(connection)?),
+            Some(groups_version(connection)?),
+            waits_since(connection, &question.ek)?,
+        ),
+        IdInQuestion::Is(_) => (None, None, None),
     };
-    Ok(Snapshot { records, active, waiting, anchors })
+    Ok(Snapshot { records, active, waiting, anchors, groups, waits_since })
 }

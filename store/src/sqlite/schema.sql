@@ -17,6 +17,39 @@ CREATE TABLE anchors (
     added_at    INTEGER NOT NULL
 ) STRICT;
 
+-- Who is admitted: the first rule that an EK fits decides.
+CREATE TABLE admission_groups (
+    place  INTEGER PRIMARY KEY,
+    name   TEXT NOT NULL UNIQUE,
+    answer TEXT NOT NULL CHECK (answer IN ('admit', 'ask', 'refuse')),
+    rule   TEXT NOT NULL                -- conditions and terms: a JSON object
+) STRICT;
+-- Grows with each change of these.
+CREATE TABLE admission_version (id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL) STRICT;
+INSERT INTO admission_version VALUES (1, 0);
+
+-- Who has a place in a group that has so many and no more.
+CREATE TABLE places (
+    ek_id      BLOB PRIMARY KEY,
+    group_name TEXT NOT NULL,
+    taken_at   INTEGER NOT NULL
+) STRICT;
+CREATE INDEX places_by_group ON places (group_name);
+
+-- EKs about which an operator is asked. Strangers make these rows, so their number is limited.
+CREATE TABLE pending (
+    ek_id        BLOB PRIMARY KEY,
+    vendor       TEXT NOT NULL,
+    manufacturer TEXT NOT NULL,
+    model        TEXT NOT NULL,
+    firmware     TEXT NOT NULL,
+    flow         TEXT NOT NULL,         -- that was asked for last
+    device_id    TEXT,
+    first_seen   INTEGER NOT NULL,
+    last_seen    INTEGER NOT NULL
+) STRICT;
+CREATE INDEX pending_by_last_seen ON pending (last_seen);
+
 CREATE TABLE enrolments (
     ek_id         BLOB PRIMARY KEY,
     device_id     TEXT UNIQUE,

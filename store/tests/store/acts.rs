@@ -2,15 +2,16 @@
 
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
-    Assurance, CertificateFacts, Records, SharedKeyOnRecord, TicketKey, Unconfirmed, unchecked,
+    Assurance, CertificateFacts, Place, Records, SharedKeyOnRecord, TicketKey, Unconfirmed,
+    unchecked,
 };
 use assay_store::contract::Store;
 use assay_store::{
     Act, AnchorsVersion, AuditEntry, Basis, Change, Entry, IdInQuestion, IdentityCertificate,
-    IdentityRole, IkInQuestion, NewIdentity, Question, Recorded, Snapshot, StoreError,
+    IdentityRole, IkInQuestion, NewIdentity, Question, Recorded, Snapshot, StoreError, Waiting,
     WaitingInQuestion, Whom,
 };
-use assay_wire::{DeviceId, EkId, Rights, Scope};
+use assay_wire::{DeviceId, EkId, Flow, Rights, Scope};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
@@ -229,6 +230,29 @@ pub(crate) fn anchors_version(store: &mut Any) -> AnchorsVersion {
     let device = IdInQuestion::Due { derived: id("nobody"), other_eks: Vec::new() };
     let question = Question { device, ..question(ek(1), "nobody", [0; 32], now()) };
     store.snapshot(&question).unwrap().anchors.unwrap()
+}
+
+/// A place in a group that has so many.
+pub(crate) fn place(group: &str, quota: u32) -> Place {
+    Place { group: group.parse().unwrap(), quota }
+}
+
+/// An EK that nobody knows, and which asks after so many seconds.
+pub(crate) fn stranger(n: u8, after: i64) -> Waiting {
+    stranger_with(ek(n), after)
+}
+
+pub(crate) fn stranger_with(ek_id: EkId, after: i64) -> Waiting {
+    Waiting {
+        ek_id,
+        vendor: "CN=vendor".into(),
+        manufacturer: "id:41434D45".into(),
+        model: "Model 7".into(),
+        firmware: "id:00010002".into(),
+        flow: Flow::Ticket,
+        device_id: Some(id("pump-17")),
+        asked_at: now() + Duration::seconds(after),
+    }
 }
 
 pub(crate) fn records(store: &mut Any, ek: EkId, at: OffsetDateTime) -> Records {

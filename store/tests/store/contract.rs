@@ -5,18 +5,18 @@ use std::time::{Duration as StdDuration, Instant};
 
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
-    Allowances, Assurance, CertificateFacts, Reprovision, RevocationReason, Role, SealedOnRecord,
-    SharedKeyOnRecord, unchecked,
+    Allowances, Assurance, CertificateFacts, Groups, Reprovision, RevocationReason, Role,
+    SealedOnRecord, SharedKeyOnRecord, unchecked,
 };
 use assay_server::directory::Directory;
 use assay_store::{
     Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
     IdInQuestion, IdentityRole, InForce, MadeBefore, NewEnrolment, Pruned, Question, Recorded,
-    Removed, Renewed, Retention, RevokedCertificates, StoreError, Tags, Trusted, Which, Whom,
-    record_each,
+    Removed, Renewed, Retention, RevokedCertificates, StoreError, Tags, Trusted, Waiting, Which,
+    Whom, record_each,
 };
 use assay_store::{ConfigurationChanges, DueConfiguration};
-use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
+use assay_wire::{DeviceId, EkId, Flow, Identity, Rights, Scope};
 use time::{Duration, OffsetDateTime};
 
 use crate::acts::*;
@@ -35,6 +35,15 @@ on_both! {
     a_certificate_nobody_issued_is_unknown,
     a_certificate_that_was_not_confirmed_in_time_is_revoked,
     a_change_of_anchors_changes_their_version,
+    groups_are_replaced_as_a_whole_unless_somebody_changed_them,
+    plan_that_asked_the_groups_is_stale_once_they_changed,
+    a_group_has_as_many_places_as_it_may_and_a_device_keeps_its_own,
+    a_place_that_nobody_uses_is_free_after_a_day,
+    an_ek_that_waits_has_one_row_with_what_it_asked_for_last,
+    of_too_many_eks_that_wait_those_not_heard_of_for_longest_make_way,
+    approved_eks_are_enrolled_and_wait_no_more,
+    approval_that_cannot_be_is_as_if_there_had_been_none,
+    eks_turned_away_are_disabled_and_wait_no_more,
     a_confirmed_certificate_supersedes_and_registers,
     a_newer_certificate_supersedes_the_older,
     a_registered_ek_keeps_its_id_when_it_is_enrolled,
@@ -988,6 +997,168 @@ fn it_is_on_record_since_when_a_shared_key_is_used(fixture: &Fixture) {
     let soon = much_later + Duration::hours(23);
     accept_at(&mut store, ek(1), "pump-1", 3, soon).unwrap();
     assert_eq!(since(&mut store), Some(much_later));
+}
+
+fn groups_are_replaced_as_a_whole_unless_somebody_changed_them(fixture: &Fixture) {
+    let (mut store, mut other) = (fixture.store(), fixture.store());
+    let (none, empty) = store.groups().unwrap();
+    assert_eq!(empty, Groups::default());
+    let both = Groups::of_new_ca();
+    assert!(store.set_groups(none, &both).unwrap());
+    let (first, found) = other.groups().unwrap();
+    assert_eq!(found, both);
+    let (one, _) = both.without(&"vendors".parse().unwrap()).unwrap();
+    assert!(store.set_groups(first, &one).unwrap());
+    assert!(!other.set_groups(first, &both).unwrap(), "it did not see the change");
+    let (second, found) = other.groups().unwrap();
+    assert!(found == one && second != first && first != none);
+}
+
+fn plan_that_asked_the_groups_is_stale_once_they_changed(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let device = IdInQuestion::Due { derived: id("pump-1"), other_eks: Vec::new() };
+    let question = Question { device, ..Question::about(ek(1), &id("pump-1"), now()) };
+    for is_changed in [true, false] {
+        let basis = basis(&mut *store, question.clone()).unwrap();
+        if is_changed {
+            let (version, groups) = store.groups().unwrap();
+            assert!(store.set_groups(version, &groups).unwrap());
+        } else {
+            // That an operator is asked changes no plan.
+            enter(&mut store, Act::Ask(stranger(1, 9))).unwrap();
+        }
+        let act = act(&sealed(1, "pump-1", ek(1)), vec![1]);
+        let entry = Entry { act, basis: Some(basis), audit: None };
+        let expected = if is_changed { Recorded::Stale } else { Recorded::Done };
+        assert_eq!(record(&mut *store, entry).unwrap(), expected);
+    }
+}
+
+fn a_group_has_as_many_places_as_it_may_and_a_device_keeps_its_own(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let pumps = place("pumps", 2);
+    for n in [1, 2, 1, 2] {
+        assert!(store.take_place(&ek(n), &pumps, now()).unwrap(), "{n}");
+    }
+    assert!(!store.take_place(&ek(3), &pumps, now()).unwrap());
+    assert!(store.take_place(&ek(3), &place("doors", 1), now()).unwrap());
+    // Another group, another place.
+    assert!(store.take_place(&ek(2), &place("valves", 1), now()).unwrap());
+    assert!(store.take_place(&ek(4), &pumps, now()).unwrap());
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    offer(&mut store, ek(4), "pump-4", 1);
+    let later = now() + Duration::days(99);
+    assert!(!store.take_place(&ek(5), &pumps, later).unwrap(), "both are used");
+    store.remove(&ek(1), later).unwrap();
+    assert!(store.take_place(&ek(5), &pumps, later).unwrap());
+    assert!(!store.take_place(&ek(1), &pumps, later).unwrap());
+}
+
+fn a_place_that_nobody_uses_is_free_after_a_day(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let pumps = place("pumps", 1);
+    assert!(store.take_place(&ek(1), &pumps, now()).unwrap());
+    assert!(!store.take_place(&ek(2), &pumps, now() + Duration::DAY).unwrap());
+    // Whoever asks again keeps it for as long again.
+    assert!(store.take_place(&ek(1), &pumps, now() + Duration::hours(2)).unwrap());
+    assert!(!store.take_place(&ek(2), &pumps, now() + Duration::hours(25)).unwrap());
+    assert!(store.take_place(&ek(2), &pumps, now() + Duration::hours(27)).unwrap());
+    assert!(!store.take_place(&ek(1), &pumps, now() + Duration::hours(27)).unwrap());
+}
+
+fn an_ek_that_waits_has_one_row_with_what_it_asked_for_last(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let since = |store: &mut Any, n| {
+        let device = IdInQuestion::Due { derived: id("x"), other_eks: Vec::new() };
+        let question = Question { device, ..Question::about(ek(n), &id("x"), now()) };
+        store.snapshot(&question).unwrap().waits_since
+    };
+    assert_eq!(since(&mut store, 1), None);
+    let later = Waiting { flow: Flow::Sealed, device_id: None, ..stranger(1, 60) };
+    let asks = [stranger(1, 0), stranger(2, 30), later.clone()];
+    // In one batch.
+    let entries: Vec<_> = asks
+        .into_iter()
+        .map(|waiting| Entry { act: Act::Ask(waiting), basis: None, audit: None })
+        .collect();
+    assert!(store.record(&scope(), &entries).is_ok());
+    let rows = store.pending().unwrap();
+    let eks: Vec<_> = rows.iter().map(|row| row.waiting.ek_id).collect();
+    assert_eq!(eks.len(), 2, "{rows:?}");
+    let row = rows.iter().find(|row| row.waiting.ek_id == ek(1)).unwrap();
+    assert_eq!(row.waiting, later);
+    enter(&mut store, Act::Ask(stranger(1, 90))).unwrap();
+    let row = &store.pending().unwrap()[eks.iter().position(|it| *it == ek(1)).unwrap()];
+    assert_eq!(row.waiting, stranger(1, 90));
+    assert!(row.first_seen < stranger(1, 90).asked_at.unix_timestamp());
+    assert_eq!(since(&mut store, 1).unwrap().unix_timestamp(), row.first_seen);
+
+    // Whoever is on record otherwise does not wait.
+    enroll(&mut store, ek(1), None).unwrap();
+    store.set_disabled(&ek(2), true, now()).unwrap();
+    enter(&mut store, Act::Ask(stranger(3, 0))).unwrap();
+    add(&mut store, &certificate(3, "pump-3", ek(3))).unwrap();
+    assert_eq!(store.pending().unwrap(), []);
+}
+
+fn of_too_many_eks_that_wait_those_not_heard_of_for_longest_make_way(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let numbered = |n: u32| {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&n.to_be_bytes());
+        stranger_with(bytes.into(), n.into())
+    };
+    let entries: Vec<_> = (0..10_010)
+        .map(|n| Entry { act: Act::Ask(numbered(n)), basis: None, audit: None })
+        .collect();
+    for batch in entries.chunks(1_000) {
+        assert!(store.record(&scope(), batch).is_ok());
+    }
+    let rows = store.pending().unwrap();
+    assert_eq!(rows.len(), 10_000);
+    assert_eq!(rows[0].waiting, numbered(10));
+}
+
+fn approved_eks_are_enrolled_and_wait_no_more(fixture: &Fixture) {
+    let mut store = fixture.store();
+    for n in 1..=3 {
+        enter(&mut store, Act::Ask(stranger(n, n.into()))).unwrap();
+    }
+    let approved = AuditEntry { action: "approve", change: Change::Made, ..decision(1, None) };
+    let new = [enrolment(ek(1), Some("pump-1")), enrolment(ek(2), None)];
+    let results = store.approve(&new, &[approved]).unwrap();
+    assert!(results.iter().all(|result| matches!(result, Ok(Enrolled::Added))), "{results:?}");
+    assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().device_id, Some(id("pump-1")));
+    assert!(store.is_enrolled(&ek(2)).unwrap());
+    assert_eq!(store.audit(9).unwrap()[0].action, "approve");
+    // Not even once they are removed.
+    store.remove(&ek(1), now()).unwrap();
+    let left: Vec<_> = store.pending().unwrap().iter().map(|row| row.waiting.ek_id).collect();
+    assert_eq!(left, [ek(3)]);
+}
+
+fn approval_that_cannot_be_is_as_if_there_had_been_none(fixture: &Fixture) {
+    let mut store = fixture.store();
+    enroll(&mut store, ek(9), Some("pump-9")).unwrap();
+    for n in [1, 2] {
+        enter(&mut store, Act::Ask(stranger(n, 0))).unwrap();
+    }
+    let new = [enrolment(ek(1), None), enrolment(ek(2), Some("pump-9"))];
+    let results = store.approve(&new, &[decision(1, None)]).unwrap();
+    assert!(matches!(results[1], Err(EnrolError::DeviceIdTaken(..))), "{results:?}");
+    assert_eq!(store.pending().unwrap().len(), 2);
+    assert!(!store.is_enrolled(&ek(1)).unwrap() && store.audit(9).unwrap().is_empty());
+}
+
+fn eks_turned_away_are_disabled_and_wait_no_more(fixture: &Fixture) {
+    let mut store = fixture.store();
+    enter(&mut store, Act::Ask(stranger(1, 0))).unwrap();
+    let audited = AuditEntry { action: "turn-away", change: Change::Made, ..decision(1, None) };
+    store.turn_away(&[ek(1)], &[audited], now()).unwrap();
+    assert!(records(&mut store, ek(1), now()).disabled);
+    assert_eq!(store.audit(9).unwrap()[0].action, "turn-away");
+    store.set_disabled(&ek(1), false, now()).unwrap();
+    assert_eq!(store.pending().unwrap(), [], "it has to ask again");
 }
 
 fn a_change_of_anchors_changes_their_version(fixture: &Fixture) {

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use assay_ca_core::Role;
 use assay_ca_core::tpm::template::ParentKind;
+use assay_ca_core::{Groups, Role};
 
 use assay_store::sqlite::Sqlite;
 use assay_store::{
-    AnchorRow, Database, IdentityRole, NewEnrolment, SharedKeys, StoreError, Tags, Which, Whom,
-    copy,
+    Act, AnchorRow, Database, IdentityRole, NewEnrolment, SharedKeys, StoreError, Tags, Which,
+    Whom, copy,
 };
 use assay_wire::Rights;
 use rusqlite::Connection;
@@ -48,6 +48,7 @@ fn copy_answers_as_the_original_does_and_counts_on() {
         (
             format!("{snapshots:?}{:?}", store.revoked(at).unwrap()),
             format!("{:?}{:?}", store.enrolments().unwrap(), store.devices().unwrap()),
+            format!("{:?}{:?}", store.groups().unwrap(), store.pending().unwrap()),
             format!("{:?}{:?}", store.certificates().unwrap(), store.audit(99).unwrap()),
             format!("{:?}{:?}", store.identities().unwrap(), store.anchors().unwrap()),
             (store.changes().unwrap(), anchors_version(store)),
@@ -196,6 +197,10 @@ fn fill(store: &mut Any) {
         ..decision(3, Some(Whom::Proven(id("pump-1"))))
     };
     audit(store, [made]);
+    let (none, _) = store.groups().unwrap();
+    assert!(store.set_groups(none, &Groups::of_new_ca()).unwrap());
+    enter(store, Act::Ask(stranger(9, 0))).unwrap();
+    assert!(store.take_place(&ek(1), &place("pumps", 1), now()).unwrap());
     let sink = Rights::new(["device/+/command/#"], ["device/#", "ca/crl"]).unwrap();
     for (name, role, rights) in
         [("sink", IdentityRole::Backend, sink), ("anna", IdentityRole::Operator, Rights::default())]

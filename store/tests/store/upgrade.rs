@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use assay_ca_core::Reprovision;
+use assay_ca_core::{Answer, Conditions, Reprovision};
 use assay_store::sqlite::Sqlite;
 use assay_store::{CertificateStatus, Database, IdentityRole, StoreError};
 use assay_wire::Identity;
@@ -14,7 +14,7 @@ use crate::acts::*;
 use crate::fixture::Fixture;
 
 /// For each version: its schema, and rows of the tables that changed with it.
-const VERSIONS: [(i64, &str, &str); 8] = [
+const VERSIONS: [(i64, &str, &str); 9] = [
     (
         1,
         include_str!("schemas/1.sql"),
@@ -93,11 +93,12 @@ const VERSIONS: [(i64, &str, &str); 8] = [
         "INSERT INTO identities VALUES ('operator', 'operator', '', '');
          INSERT INTO identity_certificates VALUES (K4, 'operator', x'07', 80, 90, NULL);",
     ),
+    (9, include_str!("schemas/9.sql"), ""),
 ];
 
 #[test]
 fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
-    for version in 1..=8 {
+    for version in 1..=9 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.db");
         make(&path, version);
@@ -128,6 +129,10 @@ fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
         assert_eq!(enrolment.tags.len(), usize::from(version >= 4), "{version}");
         assert!(store.enrolment(&ek(3)).unwrap().unwrap().disabled, "{version}");
         assert_eq!(store.anchors().unwrap().len(), 1, "{version}");
+        let (_, groups) = store.groups().unwrap();
+        let answers: Vec<_> = groups.all().iter().map(|group| group.answer).collect();
+        assert_eq!(answers, [Answer::Admit; 2], "{version}: it admits whom it admitted");
+        assert_eq!(groups.all()[1].conditions, Conditions::default(), "{version}");
         let audit = store.audit(9).unwrap();
         let times: Vec<_> = audit.iter().map(|row| (row.time_us, row.proven.is_some())).collect();
         assert_eq!(times, [(50_000_000, true), (51_000_000, false)], "{version}");
@@ -151,7 +156,7 @@ fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
 fn upgraded_file_has_the_schema_of_a_new_one() {
     let fixture = Fixture::sqlite();
     let new = schema(&fixture.path());
-    for version in 1..=8 {
+    for version in 1..=9 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.db");
         make(&path, version);
@@ -166,7 +171,7 @@ fn file_is_copied_before_it_is_upgraded_and_the_copy_is_its_owners_alone() {
     let path = directory.path().join("assay.db");
     make(&path, 6);
     Sqlite::open(&path).unwrap();
-    let copy = directory.path().join("assay.db.before-9");
+    let copy = directory.path().join("assay.db.before-10");
     assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let copied = Connection::open(&copy).unwrap();
     let version: i64 = copied.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
@@ -212,7 +217,7 @@ fn upgrade_that_a_crash_cut_short_is_done_by_the_next_one_and_keeps_the_first_co
         name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255))";
     old.execute_batch(history).unwrap();
     drop(old);
-    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-9{suffix}"));
+    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-10{suffix}"));
     std::fs::write(copy(""), "the first").unwrap();
     let mut store = Database::Sqlite(path.clone()).open().unwrap();
     assert_eq!(store.certificates().unwrap().len(), 4);
@@ -259,7 +264,7 @@ fn copies_of_upgrades_that_fail_do_not_fill_the_disk() {
     assert!(matches!(Sqlite::open(&path), Err(StoreError::File(_))));
     let copies =
         directory.path().read_dir().unwrap().filter(|file| {
-            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-9")
+            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-10")
         });
     assert_eq!(copies.count(), 9);
 }
@@ -282,11 +287,11 @@ fn status_tells_what_stands_in_a_file_and_changes_nothing() {
     let path = directory.path().join("assay.db");
     make(&path, 5);
     let status = Database::Sqlite(path.clone()).status().unwrap();
-    assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 9));
-    assert!(!directory.path().join("assay.db.before-9").exists());
+    assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 10));
+    assert!(!directory.path().join("assay.db.before-10").exists());
     Database::Sqlite(path.clone()).upgrade().unwrap();
     let status = Database::Sqlite(path).status().unwrap();
-    assert_eq!((status.schema, &*status.writer), (9, env!("CARGO_PKG_VERSION")));
+    assert_eq!((status.schema, &*status.writer), (10, env!("CARGO_PKG_VERSION")));
 }
 
 /// Eight processes start at once. Each of them runs this test to open the file.
@@ -316,9 +321,9 @@ fn file_is_upgraded_once_however_many_open_it() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         assert!(path.with_extension(id.to_string()).exists(), "it opened nothing");
     }
-    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 9);
-    assert!(directory.path().join("assay.db.before-9").exists());
-    assert!(!directory.path().join("assay.db.before-9.2").exists());
+    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 10);
+    assert!(directory.path().join("assay.db.before-10").exists());
+    assert!(!directory.path().join("assay.db.before-10.2").exists());
 }
 
 /// SQLite refuses at once to switch to a write-ahead log then, whatever the timeout is.
@@ -379,6 +384,7 @@ fn rows_of(version: i64) -> String {
         4 => format!("{} INSERT INTO devices {unchanged}", of(4)),
         5 => format!("{} INSERT INTO devices {unchanged} {}", of(4), of(5)),
         7 => format!("{} {}", of(6).replace("3, 1, 70, 2, 2)", "3, 1, 70, 2, 2, 1)"), of(7)),
+        9 => rows_of(8),
         8 => {
             let (unchanged, _) = of(6).split_once("INSERT INTO credentials").unwrap();
             let (_, counters) = of(6).split_once("NULL);\n         UPDATE").unwrap();

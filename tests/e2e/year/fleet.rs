@@ -29,7 +29,7 @@ impl Fleet {
         let vendor = run(Command::new(assay_bin("assay-fleet")?).arg("--vendor"))?.stdout;
         let files = String::from_utf8(vendor)?;
         let files: Vec<_> = files.lines().collect();
-        world.assay(&[&["trust", "add"], &files[..]].concat())?;
+        world.assay(&[&["trust", "add", "--admit"], &files[..]].concat())?;
         let done = fleet.run(world, &["--devices", &DEVICES.to_string()])?;
         ensure!(done.awake == DEVICES, "{} devices were provisioned", done.awake);
         Ok(fleet)

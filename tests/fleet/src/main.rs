@@ -123,7 +123,7 @@ fn against_known_broker(
         .any(|reason| reason.starts_with(ProblemCode::EkCertificateUntrusted.name()))
     {
         let files = Vendor::trust_files(factory.dir()).map(|file| file.display().to_string());
-        eprintln!("The CA must trust the vendor: assay trust add {}", files.join(" "));
+        eprintln!("The CA must trust the vendor: assay trust add --admit {}", files.join(" "));
     }
     Ok(report)
 }

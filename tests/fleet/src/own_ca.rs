@@ -28,7 +28,9 @@ impl OwnCa {
             Store::Sqlite => None,
             Store::Postgres => Some(move_to_postgres(&dir, &settings)?),
         };
-        assay_tests::run(dir.assay(&["trust", "add"])?.args(Vendor::trust_files(factory.dir())))?;
+        assay_tests::run(
+            dir.assay(&["trust", "add", "--admit"])?.args(Vendor::trust_files(factory.dir())),
+        )?;
         let server = AssayServer::start(&dir)?;
         Ok(Self { dir, server, postgres })
     }

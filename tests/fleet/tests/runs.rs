@@ -64,7 +64,7 @@ fn kept_devices_connect_in_a_later_run_unless_they_sleep_and_come_back_if_they_a
     let server = assay_tests::AssayServer::start(&dir)?;
     let vendor = assay_tests::run(fleet()?.arg("--vendor").arg("--cache").arg(cache.path()))?;
     let vendor = String::from_utf8(vendor.stdout)?;
-    assay_tests::run(dir.assay(&["trust", "add"])?.args(vendor.lines()))?;
+    assay_tests::run(dir.assay(&["trust", "add", "--admit"])?.args(vendor.lines()))?;
     let state = cache.path().join("state");
     let run = |arguments: &[&str]| -> Result<Value> {
         let mut known = fleet()?;

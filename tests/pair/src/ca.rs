@@ -3,7 +3,9 @@
 use assay_broker_plugin::certificate::ClientCertificate;
 use assay_broker_plugin::doorkeeper::NotGood;
 use assay_ca_core::tpm::template::ParentKind;
-use assay_ca_core::{MasterSecret, Profile, TicketKey, Token};
+use assay_ca_core::{
+    Answer, Conditions, Group, Groups, MasterSecret, Profile, Terms, TicketKey, Token,
+};
 use assay_server::ca::Ca as Keys;
 use assay_server::pipeline::{
     DecisionLog, Examination, Issued, Outcome, Planner, Received, decide,
@@ -65,7 +67,9 @@ pub(crate) struct Done {
 impl Ca {
     pub(crate) fn new(scope: &Scope) -> Self {
         let mut rng = Chance::new(1);
-        let store = Sqlite::in_memory().unwrap();
+        let mut store = Sqlite::in_memory().unwrap();
+        let (none, _) = store.groups().unwrap();
+        assert!(store.set_groups(none, &everyone()).unwrap());
         store.add_anchor(&FACTORY.anchor).unwrap();
         Self {
             keys: Keys {
@@ -116,6 +120,7 @@ impl Ca {
         let body = match outcome {
             Outcome::Pong => ReplyBody::Pong,
             Outcome::Answered(body) => body,
+            Outcome::Waits(problem, _) => ReplyBody::Problem(problem),
             Outcome::Refused(problem) => {
                 assert_ne!(problem.code, ProblemCode::Internal, "the CA failed");
                 ReplyBody::Problem(problem)
@@ -267,6 +272,17 @@ impl Ca {
     }
 }
 
+/// One group, which admits everyone.
+fn everyone() -> Groups {
+    let all = Group {
+        name: "all".parse().unwrap(),
+        conditions: Conditions::default(),
+        answer: Answer::Admit,
+        terms: Terms::default(),
+    };
+    Groups::new(vec![all]).unwrap()
+}
+
 /// The store of this CA can always be read.
 fn unless_refused<T>(decided: Result<T, NotGood>) -> Option<T> {
     match decided {
@@ -279,7 +295,7 @@ fn unless_refused<T>(decided: Result<T, NotGood>) -> Option<T> {
 /// The deed by which the rules learn of an act.
 fn deed(act: &Act) -> Deed {
     match act {
-        Act::None => unreachable!("nothing is recorded for it"),
+        Act::None | Act::Ask(_) => unreachable!("nothing is recorded for it"),
         Act::Certify(certificate) => {
             Deed::Certified { facts: certificate.facts().clone(), sha256: certificate.sha256() }
         }

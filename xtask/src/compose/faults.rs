@@ -332,7 +332,7 @@ impl Fleet {
         let program = bin_dir()?.join("assay-fleet");
         let vendor = String::from_utf8(run(Command::new(&program).arg("--vendor"))?.stdout)?;
         for file in vendor.lines() {
-            let trust = ["assay", "trust", "add", "/dev/stdin"];
+            let trust = ["assay", "trust", "add", "--admit", "/dev/stdin"];
             stack.exec_with(stack.profile.ca(), &trust, File::open(file)?.into())?;
         }
         let mut ca_root = NamedTempFile::new()?;

@@ -202,7 +202,7 @@ fn init(booted: &Booted<'_>) -> Result<()> {
 }
 
 fn operate(booted: &Booted<'_>) -> Result<()> {
-    booted.run(&["assay", "--dir", STATE, "trust", "add", "/srv/root.pem"])?;
+    booted.run(&["assay", "--dir", STATE, "trust", "add", "--admit", "/srv/root.pem"])?;
     // The service's user must be able to change what root wrote.
     as_service(booted, &["trust", "add", "/srv/intermediate.pem"])?;
     ensure!(

@@ -41,6 +41,33 @@ fn advice_beyond_the_deadline_is_not_waited_for() {
 }
 
 #[test]
+fn device_that_an_operator_has_to_approve_comes_back_until_it_is_admitted() {
+    for (flow, _) in FLOWS {
+        let mut world = World::default();
+        for advice in [5, 40] {
+            world.ca.problems.push_back(a_problem(ProblemCode::Pending).retry_after(advice));
+        }
+        world.run(request(flow)).unwrap().unwrap();
+        let waits: Vec<_> = world.sent.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!((5..7).contains(&waits[0].as_secs()), "{flow}: {waits:?}");
+        assert!((40..43).contains(&waits[1].as_secs()), "{flow}: {waits:?}");
+    }
+}
+
+#[test]
+fn device_that_nobody_approves_in_time_says_so_and_has_what_it_had() {
+    for (flow, _) in FLOWS {
+        let mut world = World::default();
+        let pending = a_problem(ProblemCode::Pending).retry_after(100);
+        world.ca.problems.extend(vec![pending.clone(); 9]);
+        let failure = world.run(request(flow)).unwrap();
+        assert_eq!(failure, Err(Failure::Pending(pending)), "{flow}");
+        assert!(world.sent.len() > 2 && world.now < Duration::from_secs(300), "{flow}");
+        assert_eq!(world.memory.in_use, None);
+    }
+}
+
+#[test]
 fn refusal_ends_the_run_and_leaves_what_is_in_use_alone() {
     for (flow, _) in FLOWS {
         let mut world = World::default();

@@ -87,7 +87,10 @@ pub(super) fn hostile(runtime: &Runtime, kinds: &[Kind], quick: bool) -> Result<
         for file in
             String::from_utf8(Command::new(&fleet).arg("--vendor").output()?.stdout)?.lines()
         {
-            ensure!(dir.assay(&["trust", "add", file])?.output()?.status.success(), "{file}");
+            ensure!(
+                dir.assay(&["trust", "add", "--admit", file])?.output()?.status.success(),
+                "{file}"
+            );
         }
         let server = AssayServer::start(&dir)?;
         let (listener, tls) = match kind.is_certified() {

@@ -1,0 +1,340 @@
+//! `assay group`: who is admitted, and to what.
+
+use anyhow::{Context, Result};
+use assay_ca_core::{
+    Answer, Conditions, EkPrefix, Firmware, Group, GroupName, Groups, Manufacturer, Terms,
+};
+use assay_server::directory::Directory;
+use assay_server::operations::documents;
+use assay_server::operations::groups::{self, Place};
+use assay_server::rfc3339;
+use assay_store::Store;
+use assay_wire::Flow;
+use clap::{Args, Subcommand, ValueEnum};
+use time::OffsetDateTime;
+
+use super::{list, table};
+
+#[derive(Subcommand)]
+pub(crate) enum GroupCommand {
+    /// Add a group
+    #[command(after_help = ADD_EXAMPLES)]
+    Add {
+        /// 1 to 64 letters, digits, dots, underscores and hyphens
+        name: GroupName,
+        #[command(flatten)]
+        rule: Rule,
+        #[command(flatten)]
+        answer: NewAnswer,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// List the groups, in the order in which they are asked
+    List(list::Json),
+    /// Show one group
+    Show {
+        /// Its name
+        name: GroupName,
+        #[command(flatten)]
+        json: list::Json,
+    },
+    /// Change a group: what is given takes the place of what was there
+    Update {
+        /// Its name
+        name: GroupName,
+        #[command(flatten)]
+        rule: Rule,
+        /// Conditions and terms to drop; with commas in between
+        #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+        without: Vec<Part>,
+        #[command(flatten)]
+        answer: OtherAnswer,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// Remove a group. Devices that it admitted keep what they have
+    Remove {
+        /// Its name
+        name: GroupName,
+    },
+}
+
+/// Every condition that is given must hold; of one that is given several times, one value.
+#[derive(Args)]
+pub(crate) struct Rule {
+    /// A CA on the path from the EK certificate to the root: a file with its certificate, or the
+    /// fingerprint of a trusted one, or the beginning of that; may be repeated
+    #[arg(long = "issuer", value_name = "CA")]
+    issuers: Vec<String>,
+    /// The TPM's manufacturer, as EK certificates have it, e.g. id:494E5443; may be repeated
+    #[arg(long = "manufacturer", value_name = "ID")]
+    manufacturers: Vec<Manufacturer>,
+    /// The TPM's model, as EK certificates have it; may be repeated
+    #[arg(long = "model", value_name = "MODEL")]
+    models: Vec<String>,
+    /// The least version of the TPM's firmware, as EK certificates have it, e.g. id:00070055
+    #[arg(long, value_name = "VERSION")]
+    firmware: Option<Firmware>,
+    /// Only EKs on the enrolment list; =false: only EKs that are not
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    enrolled: Option<bool>,
+    /// The EK's id, or its first digits; may be repeated
+    #[arg(long = "ek", value_name = "EK")]
+    eks: Vec<EkPrefix>,
+    /// A flow that the devices may use, among those that assay.toml offers; may be repeated
+    #[arg(long = "flow", value_name = "FLOW")]
+    flows: Vec<Flow>,
+    /// Admit no device before this time (RFC 3339), or this day
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    not_before: Option<OffsetDateTime>,
+    /// Admit no device from this time or day on
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    not_after: Option<OffsetDateTime>,
+    /// Admit at most so many devices
+    #[arg(long, value_name = "NUMBER")]
+    quota: Option<u32>,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct NewAnswer {
+    /// Admit these devices
+    #[arg(long)]
+    admit: bool,
+    /// Have them wait until an operator approves them: `assay pending`
+    #[arg(long)]
+    ask: bool,
+    /// Refuse them, also those that are registered
+    #[arg(long)]
+    refuse: bool,
+}
+
+#[derive(Args)]
+#[group(multiple = false)]
+pub(crate) struct OtherAnswer {
+    /// Admit these devices
+    #[arg(long)]
+    admit: bool,
+    /// Have them wait until an operator approves them: `assay pending`
+    #[arg(long)]
+    ask: bool,
+    /// Refuse them, also those that are registered
+    #[arg(long)]
+    refuse: bool,
+}
+
+#[derive(Args)]
+#[group(multiple = false)]
+pub(crate) struct PlaceArgs {
+    /// Ask it before this group
+    #[arg(long, value_name = "NAME")]
+    before: Option<GroupName>,
+    /// Its place, counted from 1 [default: the last]
+    #[arg(long, value_name = "NUMBER")]
+    position: Option<usize>,
+}
+
+/// A part of a group that can be dropped.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    Issuer,
+    Manufacturer,
+    Model,
+    Firmware,
+    Enrolled,
+    Ek,
+    Flow,
+    NotBefore,
+    NotAfter,
+    Quota,
+}
+
+impl GroupCommand {
+    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
+        let store = &mut *directory.store()?;
+        match self {
+            Self::Add { name, rule, answer, place } => {
+                let empty = Group {
+                    name,
+                    conditions: Conditions::default(),
+                    answer: chosen(answer.admit, answer.ask).unwrap_or(Answer::Refuse),
+                    terms: Terms::default(),
+                };
+                let group = rule.put_on(store, empty)?;
+                let place = place.chosen().unwrap_or(Place::Last);
+                groups::edit(store, |groups| place.put(groups, group.clone()))?;
+                tell_place(&groups::list(store)?, &group.name);
+                Ok(())
+            }
+            Self::List(list::Json { json }) => list_all(&groups::list(store)?, json),
+            Self::Show { name, json } => show(&groups::list(store)?, &name, json.json),
+            Self::Update { name, rule, without, answer, place } => {
+                let mut group = groups::list(store)?.get(&name)?.clone();
+                without.iter().for_each(|part| part.drop_from(&mut group));
+                let refuse = answer.refuse.then_some(Answer::Refuse);
+                group.answer = chosen(answer.admit, answer.ask).or(refuse).unwrap_or(group.answer);
+                let group = rule.put_on(store, group)?;
+                groups::edit(store, |groups| match place.chosen() {
+                    Some(place) => place.put(&groups.without(&name)?.0, group.clone()),
+                    None => groups.replacing(group.clone()),
+                })?;
+                tell_place(&groups::list(store)?, &name);
+                Ok(())
+            }
+            Self::Remove { name } => {
+                groups::edit(store, |groups| Ok(groups.without(&name)?.0))?;
+                eprintln!("removed: {name}");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn chosen(admit: bool, ask: bool) -> Option<Answer> {
+    match (admit, ask) {
+        (true, _) => Some(Answer::Admit),
+        (_, true) => Some(Answer::Ask),
+        _ => None,
+    }
+}
+
+impl PlaceArgs {
+    fn chosen(&self) -> Option<Place> {
+        let before = self.before.clone().map(Place::Before);
+        before.or_else(|| self.position.map(Place::Number))
+    }
+}
+
+impl Rule {
+    /// The group with what is given here in place of what it has.
+    fn put_on(&self, store: &mut dyn Store, mut group: Group) -> Result<Group> {
+        let Self { issuers, manufacturers, models, firmware, enrolled, eks, .. } = self;
+        let Self { flows, not_before, not_after, quota, .. } = self;
+        let keys = issuers.iter().map(|which| groups::find_issuer(store, which));
+        let keys = keys.collect::<Result<Vec<_>>>().context("--issuer")?;
+        let (conditions, terms) = (&mut group.conditions, &mut group.terms);
+        replace(&mut conditions.issuers, &keys);
+        replace(&mut conditions.manufacturers, manufacturers);
+        replace(&mut conditions.models, models);
+        replace(&mut conditions.eks, eks);
+        replace(&mut terms.flows, flows);
+        conditions.firmware = firmware.or(conditions.firmware);
+        conditions.enrolled = enrolled.or(conditions.enrolled);
+        terms.not_before = not_before.or(terms.not_before);
+        terms.not_after = not_after.or(terms.not_after);
+        terms.quota = quota.or(terms.quota);
+        Ok(group)
+    }
+}
+
+fn replace<T: Clone>(old: &mut Vec<T>, new: &[T]) {
+    if !new.is_empty() {
+        *old = new.to_vec();
+    }
+}
+
+impl Part {
+    fn drop_from(self, Group { conditions, terms, .. }: &mut Group) {
+        match self {
+            Self::Issuer => conditions.issuers.clear(),
+            Self::Manufacturer => conditions.manufacturers.clear(),
+            Self::Model => conditions.models.clear(),
+            Self::Firmware => conditions.firmware = None,
+            Self::Enrolled => conditions.enrolled = None,
+            Self::Ek => conditions.eks.clear(),
+            Self::Flow => terms.flows.clear(),
+            Self::NotBefore => terms.not_before = None,
+            Self::NotAfter => terms.not_after = None,
+            Self::Quota => terms.quota = None,
+        }
+    }
+}
+
+fn tell_place(groups: &Groups, name: &GroupName) {
+    let names: Vec<_> = groups.all().iter().map(|group| group.name.as_str()).collect();
+    let place = names.iter().position(|other| *other == name.as_str()).unwrap_or_default();
+    eprintln!("{name} is asked as number {} of {}: {}", place + 1, names.len(), names.join(", "));
+}
+
+fn list_all(groups: &Groups, json: bool) -> Result<()> {
+    let numbered = (1..).zip(groups.all());
+    if json {
+        numbered.for_each(|(place, group)| table::print_json(&documents::group(place, group)));
+        return Ok(());
+    }
+    let rows = numbered.map(|(place, group)| {
+        let terms = lines(&documents::group(place, group), TERMS).join("; ");
+        [
+            place.to_string(),
+            group.name.to_string(),
+            group.answer.name().to_owned(),
+            described(place, group),
+            if terms.is_empty() { "-".to_owned() } else { terms },
+        ]
+    });
+    table::print(["PLACE", "GROUP", "ANSWER", "FOR", "LIMITS"], rows);
+    eprintln!("an EK that is in no group is refused");
+    Ok(())
+}
+
+fn described(place: usize, group: &Group) -> String {
+    let conditions = lines(&documents::group(place, group), CONDITIONS);
+    if conditions.is_empty() { "every EK that is trusted".into() } else { conditions.join("; ") }
+}
+
+fn show(groups: &Groups, name: &GroupName, json: bool) -> Result<()> {
+    let group = groups.get(name)?;
+    let place = groups.all().iter().position(|other| other == group).unwrap_or_default() + 1;
+    let document = documents::group(place, group);
+    if json {
+        table::print_json(&document);
+        return Ok(());
+    }
+    table::print_line(format!("{name}: {}, as number {place}", group.answer.name()));
+    if group.conditions == Conditions::default() {
+        table::print_line("  for every EK that is trusted");
+    }
+    for line in lines(&document, CONDITIONS).into_iter().chain(lines(&document, TERMS)) {
+        table::print_line(format!("  {}", table::printable(&line)));
+    }
+    Ok(())
+}
+
+/// These fields, if they say anything.
+fn lines(document: &serde_json::Value, fields: &[&str]) -> Vec<String> {
+    let said = fields.iter().filter_map(|field| {
+        let value = match &document[field] {
+            serde_json::Value::Array(texts) if texts.is_empty() => return None,
+            serde_json::Value::Null => return None,
+            serde_json::Value::Array(texts) => {
+                texts.iter().filter_map(|text| text.as_str()).collect::<Vec<_>>().join(" or ")
+            }
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        Some(format!("{} {value}", field.replace('_', " ")))
+    });
+    said.collect()
+}
+
+fn time(text: &str) -> Result<OffsetDateTime, String> {
+    let time = rfc3339::parse(text);
+    time.ok_or_else(|| "expected a time of RFC 3339, or a day: YYYY-MM-DD".to_owned())
+}
+
+const CONDITIONS: &[&str] = &["issuers", "manufacturers", "models", "firmware", "enrolled", "eks"];
+const TERMS: &[&str] = &["flows", "not_before", "not_after", "quota"];
+const ADD_EXAMPLES: &str = "\
+The first group that an EK is in decides; if it is in none, it is refused.
+
+Examples:
+  assay --dir ca group add pumps --manufacturer id:49465800 --model SLB9670 --admit --before vendors
+  assay --dir ca group add old --firmware id:00070055 --ask
+  assay --dir ca group add line-3 --issuer line-3-ca.pem --not-after 2027-01-31 --flow ticket --admit
+  assay --dir ca group add stolen --ek 0123456789abcdef --refuse --position 1";

@@ -1,0 +1,215 @@
+//! EKs about which an operator is asked: which there are, and what the operator answers.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail, ensure};
+use assay_ca_core::Manufacturer;
+use assay_store::{AuditEntry, Change, NewEnrolment, PendingRow, Store, Tags, Whom};
+use assay_wire::{ClientId, DeviceId, EkId};
+use time::OffsetDateTime;
+
+/// Which of those that wait are meant.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// These: EK ids, or their first digits.
+    pub eks: Vec<String>,
+    /// All of them.
+    pub all: bool,
+    /// Those whose TPM is of this manufacturer.
+    pub manufacturer: Option<Manufacturer>,
+}
+
+impl Selection {
+    /// Finds them on record.
+    ///
+    /// # Errors
+    /// One that is named does not wait, or its digits stand for several; or nothing is meant.
+    pub fn find(&self, store: &mut dyn Store) -> Result<Vec<PendingRow>> {
+        let waiting = store.pending()?;
+        let mut found: Vec<PendingRow> = Vec::new();
+        for which in &self.eks {
+            let prefix = which.to_ascii_lowercase();
+            ensure!(
+                prefix.len() >= MIN_PREFIX,
+                "give at least {MIN_PREFIX} digits of the EK id, as `assay pending list` shows it"
+            );
+            let fits = |row: &&PendingRow| row.waiting.ek_id.to_string().starts_with(&prefix);
+            let mut fitting = waiting.iter().filter(fits);
+            match (fitting.next(), fitting.next()) {
+                (Some(row), None) => found.push(row.clone()),
+                (None, _) => bail!("no EK {which} waits; see `assay pending list`"),
+                (Some(_), Some(_)) => bail!("several EKs begin with {which}; give more of it"),
+            }
+        }
+        let is_meant = |row: &PendingRow| {
+            self.all
+                || self.manufacturer.is_some_and(|wanted| {
+                    row.waiting.manufacturer.parse() == Ok::<_, assay_ca_core::GroupError>(wanted)
+                })
+        };
+        for row in waiting {
+            if is_meant(&row) && !found.contains(&row) {
+                found.push(row);
+            }
+        }
+        ensure!(!found.is_empty(), "no EK waits that is meant; see `assay pending list`");
+        Ok(found)
+    }
+}
+
+/// Which device ids approved devices get.
+#[derive(Clone, Debug)]
+pub enum Naming {
+    /// The one that follows from the EK.
+    Derived,
+    /// The one that each asked for, or else the one that follows from its EK.
+    AsAsked,
+    /// This one, for one device.
+    Name(DeviceId),
+    /// With the next number that is free in place of `{n}`.
+    Numbered(Pattern),
+}
+
+/// A device id with `{n}` in it, which stands for a number.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    before: String,
+    after: String,
+}
+
+impl Pattern {
+    /// The pattern in a text; `None` if there is no `{n}` in it.
+    ///
+    /// # Errors
+    /// With a number in place of `{n}`, the text is no device id.
+    pub fn read(text: &str) -> Result<Option<Self>> {
+        let Some((before, after)) = text.split_once("{n}") else { return Ok(None) };
+        let pattern = Self { before: before.to_owned(), after: after.to_owned() };
+        pattern.at(u32::MAX)?;
+        Ok(Some(pattern))
+    }
+
+    fn at(&self, number: u32) -> Result<DeviceId> {
+        let text = format!("{}{number}{}", self.before, self.after);
+        text.parse().with_context(|| format!("{text} is no device id"))
+    }
+
+    /// The first number from this one on whose id is nobody's, and the id.
+    fn next(&self, store: &mut dyn Store, mut number: u32) -> Result<(u32, DeviceId)> {
+        loop {
+            let id = self.at(number)?;
+            if store.ek_of_device(&id)?.is_none() {
+                return Ok((number, id));
+            }
+            number = number.checked_add(1).context("every number is taken")?;
+        }
+    }
+}
+
+/// Approves EKs: all of them, or none if one cannot be. They are on the enrolment list from then
+/// on.
+///
+/// # Errors
+/// A device id belongs to another EK, also if somebody else gave it away at this moment; or a
+/// device asks for an id that it would not get.
+pub fn approve(
+    store: &mut dyn Store,
+    rows: &[PendingRow],
+    naming: &Naming,
+    operator: &ClientId,
+    now: OffsetDateTime,
+) -> Result<()> {
+    let (mut new, mut audit, mut number) = (Vec::new(), Vec::new(), 0);
+    for PendingRow { waiting, .. } in rows {
+        let ek_id = waiting.ek_id;
+        let device_id = match (naming, &waiting.device_id) {
+            (Naming::Name(_), _) if rows.len() > 1 => {
+                bail!("--name is for one EK, and {} wait that are meant", rows.len())
+            }
+            (Naming::Name(name), _) => Some(name.clone()),
+            (Naming::Numbered(pattern), _) => {
+                let (found, name) = pattern.next(store, number + 1)?;
+                number = found;
+                Some(name)
+            }
+            (Naming::AsAsked, asked) => asked.clone(),
+            (Naming::Derived, _) => None,
+        };
+        if let Some(asked) = &waiting.device_id
+            && device_id.as_ref() != Some(asked)
+        {
+            bail!(
+                "the device with EK {ek_id} asks to be {asked}, and takes no other name: approve \
+                 it --as-asked, or leave it"
+            );
+        }
+        audit.push(act("approve", ek_id, device_id.clone(), operator, now));
+        new.push(NewEnrolment {
+            ek_id,
+            device_id,
+            recognised: "approval".into(),
+            reprovision: None,
+            legacy_dps_ek: None,
+            plain_srk: None,
+            disabled: None,
+            tags: Tags::new(),
+            added_at: now,
+        });
+    }
+    for result in store.approve(&new, &audit)? {
+        result.context("nothing is approved")?;
+    }
+    Ok(())
+}
+
+/// Refuses EKs: they are disabled from then on.
+///
+/// # Errors
+/// The record cannot be written.
+pub fn turn_away(
+    store: &mut dyn Store,
+    rows: &[PendingRow],
+    operator: &ClientId,
+    now: OffsetDateTime,
+) -> Result<()> {
+    let eks: Vec<_> = rows.iter().map(|row| row.waiting.ek_id).collect();
+    let audit: Vec<_> = eks.iter().map(|ek| act("turn-away", *ek, None, operator, now)).collect();
+    Ok(store.turn_away(&eks, &audit, now)?)
+}
+
+fn act(
+    action: &'static str,
+    ek_id: EkId,
+    device_id: Option<DeviceId>,
+    operator: &ClientId,
+    time: OffsetDateTime,
+) -> AuditEntry {
+    AuditEntry {
+        time,
+        client: operator.clone(),
+        action,
+        ek_id: Some(ek_id),
+        device: device_id.map(Whom::Due),
+        // So that refusals of strangers do not push it out.
+        change: Change::Made,
+        refusal: None,
+        duration_us: 0,
+    }
+}
+
+/// Who acts: the user of this process, as `unix:` and the name in /etc/passwd, or else the number.
+pub fn operator() -> ClientId {
+    let uid = rustix::process::getuid().as_raw().to_string();
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let mut names = users.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1) == Some(&uid)).then(|| format!("unix:{name}").parse().ok()).flatten()
+    });
+    names.next().unwrap_or_else(|| {
+        format!("unix:{uid}").parse().expect("digits are characters of a client id")
+    })
+}
+
+/// Enough to name one EK.
+const MIN_PREFIX: usize = 8;

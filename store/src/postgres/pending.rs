@@ -1,0 +1,108 @@
+//! EKs about which an operator is asked.
+
+use std::collections::HashMap;
+
+use assay_wire::{DeviceId, EkId};
+use postgres::Row;
+use time::OffsetDateTime;
+
+use super::audit::add_to_audit;
+use super::columns::{device_id, ek_id, parsed, time};
+use super::connection::Postgres;
+use super::enrolments::DISABLE;
+use super::session::Session;
+use crate::audit::AuditEntry;
+use crate::error::StoreError;
+use crate::pending::{MAX_PENDING, PendingRow, Waiting};
+
+impl Postgres {
+    pub(super) fn all_pending(&mut self) -> Result<Vec<PendingRow>, StoreError> {
+        self.read_together(|session| session.query(ALL, &[])?.iter().map(row_of).collect())
+    }
+
+    pub(super) fn turn_eks_away(
+        &mut self,
+        eks: &[EkId],
+        audit: &[AuditEntry],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let bytes: Vec<_> = eks.iter().map(|ek| &ek.as_bytes()[..]).collect();
+        let times = vec![now.unix_timestamp(); eks.len()];
+        self.write(|session| {
+            session.execute(DISABLE, &[&bytes, &times])?;
+            forget(session, eks)?;
+            add_to_audit(session, &audit.iter().collect::<Vec<_>>())
+        })
+    }
+}
+
+/// Notes what was asked, of each EK the last. Those that were not heard of for longest make way.
+pub(super) fn ask(session: &mut Session, waiting: &[&Waiting]) -> Result<(), StoreError> {
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let last: HashMap<_, _> =
+        waiting.iter().map(|waiting| (&waiting.ek_id.as_bytes()[..], *waiting)).collect();
+    let (mut eks, mut vendors, mut manufacturers, mut models) = (vec![], vec![], vec![], vec![]);
+    let (mut firmware, mut flows, mut devices, mut times) = (vec![], vec![], vec![], vec![]);
+    for (ek, waiting) in last {
+        eks.push(ek);
+        vendors.push(&*waiting.vendor);
+        manufacturers.push(&*waiting.manufacturer);
+        models.push(&*waiting.model);
+        firmware.push(&*waiting.firmware);
+        flows.push(waiting.flow.to_string());
+        devices.push(waiting.device_id.as_ref().map(DeviceId::as_str));
+        times.push(waiting.asked_at.unix_timestamp());
+    }
+    session.execute(
+        ASK,
+        &[&eks, &vendors, &manufacturers, &models, &firmware, &flows, &devices, &times],
+    )?;
+    session.execute(MAKE_WAY, &[&MAX_PENDING])?;
+    Ok(())
+}
+
+/// Nobody is asked about these EKs any more.
+pub(super) fn forget(session: &mut Session, eks: &[EkId]) -> Result<(), StoreError> {
+    let eks: Vec<_> = eks.iter().map(|ek| &ek.as_bytes()[..]).collect();
+    session.execute("DELETE FROM pending WHERE ek_id = ANY($1::bytea[])", &[&eks])?;
+    Ok(())
+}
+
+fn row_of(row: &Row) -> Result<PendingRow, StoreError> {
+    Ok(PendingRow {
+        waiting: Waiting {
+            ek_id: ek_id(row, 0)?,
+            vendor: row.get(1),
+            manufacturer: row.get(2),
+            model: row.get(3),
+            firmware: row.get(4),
+            flow: parsed(row, 5)?,
+            device_id: device_id(row, 6)?,
+            asked_at: time(row.get(8))?,
+        },
+        first_seen: row.get(7),
+    })
+}
+
+const ALL: &str = "SELECT ek_id, vendor, manufacturer, model, firmware, flow, device_id,
+        first_seen, last_seen
+    FROM pending p
+    WHERE NOT EXISTS (SELECT FROM enrolments x WHERE x.ek_id = p.ek_id)
+      AND NOT EXISTS (SELECT FROM devices x WHERE x.ek_id = p.ek_id)
+      AND NOT EXISTS (SELECT FROM disabled_eks x WHERE x.ek_id = p.ek_id)
+    ORDER BY first_seen, ek_id";
+const ASK: &str = "INSERT INTO pending
+        (ek_id, vendor, manufacturer, model, firmware, flow, device_id, first_seen, last_seen)
+    SELECT ek, vendor, manufacturer, model, firmware, flow, device, at, at
+    FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                $7::text[], $8::int8[])
+         n(ek, vendor, manufacturer, model, firmware, flow, device, at)
+    ON CONFLICT (ek_id) DO UPDATE SET vendor = excluded.vendor,
+        manufacturer = excluded.manufacturer, model = excluded.model,
+        firmware = excluded.firmware, flow = excluded.flow, device_id = excluded.device_id,
+        last_seen = excluded.last_seen";
+const MAKE_WAY: &str = "DELETE FROM pending WHERE ek_id IN (
+        SELECT ek_id FROM pending ORDER BY last_seen, first_seen
+        LIMIT greatest(0, (SELECT count(*) FROM pending) - $1::int8))";

@@ -1,0 +1,170 @@
+//! Who is admitted: the operator's groups, in order.
+
+use anyhow::{Context, Result, ensure};
+use assay_tests::{AssayDir, Device, EkKind, Swtpm, json, run, trusted_vendor};
+use serde_json::Value;
+
+use crate::lab::Lab;
+
+#[test]
+fn the_first_group_that_fits_decides_and_a_removed_one_stops_the_next_device_alone() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 3)?;
+    let [first, second, third] = &tpms[..] else { unreachable!() };
+    let device = Device::new(first)?;
+    let registered = lab.provision(&device, &[])?["device_id"].clone();
+
+    // The vendor's own group, which `trust add --admit` made.
+    let vendors: Vec<_> = groups(&lab.dir)?
+        .into_iter()
+        .filter(|group| !group["issuers"].as_array().is_some_and(Vec::is_empty))
+        .collect();
+    let [vendor] = &vendors[..] else { anyhow::bail!("{vendors:?}") };
+    let vendor = vendor["name"].as_str().context("a name")?;
+
+    let ek = ek_of(second)?;
+    lab.assay(&["group", "add", "stolen", "--ek", &ek[..12], "--refuse", "--before", vendor])?;
+    let other = Device::new(second)?;
+    lab.refused(&other, &[], "group stolen refuses it")?;
+    lab.assay(&["group", "update", "stolen", "--position", "9"])?;
+    lab.provision(&other, &[])?;
+
+    lab.assay(&["group", "remove", vendor])?;
+    lab.assay(&["group", "remove", "vendors"])?;
+    lab.refused(&Device::new(third)?, &[], "not-admitted")?;
+    // What has a certificate is renewed, and may come back without its state.
+    let renewed = json(&mut device.renew(&lab.dir, &lab.server)?)?;
+    ensure!(renewed["device_id"] == registered, "{renewed}");
+    let again = lab.provision(&Device::new(first)?, &[])?;
+    ensure!(again["device_id"] == registered, "{again}");
+
+    // Only a group that refuses stops it.
+    lab.assay(&["group", "add", "out", "--refuse"])?;
+    lab.refused(&Device::new(first)?, &[], "group out refuses it")?;
+    lab.audited("not-admitted").map(drop)
+}
+
+#[test]
+fn a_group_says_which_flows_and_until_when() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 2)?;
+    let model = ["group", "add", "bench", "--position", "1", "--admit", "--flow", "sealed"];
+    lab.assay(&model)?;
+    let device = Device::new(&tpms[0])?;
+    lab.refused(&device, &["--flow", "ticket"], "flow-not-offered")?;
+    lab.provision(&device, &["--flow", "sealed"])?;
+    lab.assay(&["group", "update", "bench", "--without", "flow", "--not-after", "2020-01-01"])?;
+    lab.refused(&Device::new(&tpms[1])?, &[], "group bench admitted devices until 2020-01-01")?;
+    lab.assay(&["group", "update", "bench", "--without", "not-after"])?;
+    lab.provision(&Device::new(&tpms[1])?, &[]).map(drop)
+}
+
+#[test]
+fn a_group_admits_as_many_devices_as_it_may_until_one_is_removed() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 3)?;
+    lab.assay(&["group", "add", "bench", "--quota", "2", "--admit", "--position", "1"])?;
+    let first = Device::new(&tpms[0])?;
+    let device_id = lab.provision(&first, &[])?["device_id"].clone();
+    lab.provision(&Device::new(&tpms[1])?, &["--flow", "sealed"])?;
+    let third = Device::new(&tpms[2])?;
+    for flow in ["ticket", "sealed", "shared-key"] {
+        lab.refused(&third, &["--flow", flow], "group bench has as many devices as it may: 2")?;
+    }
+    json(&mut first.renew(&lab.dir, &lab.server)?)?;
+    lab.assay(&["enroll", "remove", device_id.as_str().context("a device id")?])?;
+    lab.provision(&third, &["--flow", "ticket"])?;
+    lab.refused(&Device::new(&tpms[0])?, &[], "group bench has as many devices")
+}
+
+#[test]
+fn groups_are_shown_as_they_were_made_and_mistakes_are_told() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let names =
+        |groups: &[Value]| groups.iter().map(|group| group["name"].clone()).collect::<Vec<_>>();
+    let made = groups(&dir)?;
+    ensure!(names(&made) == ["enrolled", "vendors"], "{made:?}");
+    ensure!((&made[0]["answer"], &made[1]["answer"]) == (&"admit".into(), &"ask".into()));
+
+    let root = trusted_vendor()?.root_pem();
+    let root = root.to_str().context("a path")?;
+    run(&mut dir.assay(&[
+        "group",
+        "add",
+        "pumps",
+        "--issuer",
+        root,
+        "--manufacturer",
+        "id:494e5443",
+        "--model",
+        "SLB 9670",
+        "--firmware",
+        "id:00070055",
+        "--enrolled=false",
+        "--ek",
+        "AB12",
+        "--flow",
+        "ticket",
+        "--not-before",
+        "2026-01-01",
+        "--ask",
+        "--before",
+        "vendors",
+    ])?)?;
+    let made = groups(&dir)?;
+    ensure!(names(&made) == ["enrolled", "pumps", "vendors"], "{made:?}");
+    let pumps = &made[1];
+    for (field, value) in [
+        ("manufacturers", serde_json::json!(["id:494E5443"])),
+        ("models", serde_json::json!(["SLB 9670"])),
+        ("firmware", "id:00070055".into()),
+        ("enrolled", false.into()),
+        ("eks", serde_json::json!(["ab12"])),
+        ("flows", serde_json::json!(["ticket"])),
+        ("not_before", "2026-01-01T00:00:00Z".into()),
+        ("not_after", Value::Null),
+        ("answer", "ask".into()),
+    ] {
+        ensure!(pumps[field] == value, "{field}: {pumps}");
+    }
+    let shown = run(&mut dir.assay(&["group", "show", "pumps"])?)?.stdout;
+    ensure!(String::from_utf8(shown)?.contains("models SLB 9670"));
+
+    for (arguments, reason) in [
+        (&["group", "add", "pumps", "--admit"][..], "there is a group pumps already"),
+        (&["group", "add", "x", "--admit", "--before", "y"], "no group y"),
+        (&["group", "add", "x", "--manufacturer", "INTC", "--admit"], "id:494E5443"),
+        (&["group", "add", "x"], "--admit"),
+        (&["group", "remove", "x"], "no group x"),
+        (&["group", "add", "x", "--issuer", "0123456789", "--admit"], "trust list"),
+    ] {
+        let output = dir.assay(arguments)?.output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && said.contains(reason), "{arguments:?}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn trusting_a_vendor_with_admit_twice_makes_one_group() -> Result<()> {
+    let (dir, vendor) = (AssayDir::init()?, trusted_vendor()?);
+    for _ in 0..2 {
+        dir.trust(&vendor)?;
+    }
+    let made = groups(&dir)?;
+    let answers: Vec<_> = made.iter().map(|group| group["answer"].clone()).collect();
+    ensure!(answers == ["admit", "admit", "ask"], "{made:?}");
+    Ok(())
+}
+
+fn groups(dir: &AssayDir) -> Result<Vec<Value>> {
+    let listed = run(&mut dir.assay(&["group", "list", "--json"])?)?.stdout;
+    let rows = serde_json::Deserializer::from_slice(&listed).into_iter();
+    rows.collect::<Result<_, _>>().context("`assay group list --json` writes JSON")
+}
+
+/// The id of the EK that a device with this TPM shows.
+fn ek_of(tpm: &Swtpm) -> Result<String> {
+    let ek = json(Device::new(tpm)?.ek()?.args(["--kind", "auto", "--json"]))?;
+    Ok(ek["ek_id"].as_str().context("an EK id")?.to_owned())
+}
