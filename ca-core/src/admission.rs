@@ -126,8 +126,8 @@ impl Admission<'_> {
             && !terms.flows.is_empty()
             && !terms.flows.contains(&flow)
         {
-            let offered = terms.flows.iter().map(Flow::to_string).collect::<Vec<_>>().join(", ");
-            return Err(Rejection::FlowNotOffered { flow, offered });
+            let allowed = terms.flows.iter().map(Flow::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Rejection::FlowNotInGroup { group: name(), flow, allowed });
         }
         let Some(flow) = new else { return Ok(None) };
         if let Some(from) = terms.not_before.filter(|from| self.now < *from) {

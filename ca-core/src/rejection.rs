@@ -4,7 +4,7 @@ use assay_wire::{Bytes, DeviceId, EkId, Flow, Limit, Problem, ProblemCode, Scope
 use time::{Duration, OffsetDateTime};
 
 use crate::ek::anchors::{NoPath, Reason};
-use crate::groups::{Applicant, Unadmitted};
+use crate::groups::{Applicant, GroupName, Unadmitted};
 use crate::key::WeakKey;
 use crate::tpm::public::AreaError;
 use crate::tpm::template::AreaRefused;
@@ -104,6 +104,8 @@ pub enum Rejection {
     ReprovisionRefused { ek: EkId },
     #[error("the flow {flow} is not offered; offered are: {offered}")]
     FlowNotOffered { flow: Flow, offered: String },
+    #[error("group {group} does not allow the flow {flow}; it allows: {allowed}")]
+    FlowNotInGroup { group: GroupName, flow: Flow, allowed: String },
 
     #[error("the claim expired at {expired_at}; the time is {now}")]
     ClaimExpired { expired_at: OffsetDateTime, now: OffsetDateTime },
@@ -185,7 +187,7 @@ impl Rejection {
             | Self::SealedQuotaExceeded { .. }
             | Self::RenewedTooOften { .. } => ProblemCode::QuotaExceeded,
             Self::ReprovisionRefused { .. } => ProblemCode::ReprovisionRefused,
-            Self::FlowNotOffered { .. } => ProblemCode::FlowNotOffered,
+            Self::FlowNotOffered { .. } | Self::FlowNotInGroup { .. } => ProblemCode::FlowNotOffered,
             Self::ClaimExpired { .. }
             | Self::ClaimOutdated { .. }
             | Self::DeviceIdWithdrawn { .. }

@@ -179,6 +179,9 @@ impl State {
                 self.turn_to(Phase::GivenUp(ended));
                 return;
             }
+            if matches!(*locked(&self.phase), Phase::Dropped) {
+                return;
+            }
             let has_worked = began.elapsed() > STEADY;
             pause = if has_worked { SHORTEST } else { (2 * pause).min(LONGEST) };
             warn!(%token, error = %ended, retry_in = ?pause, "token cannot be used");

@@ -766,9 +766,19 @@ pub(crate) fn empty_directory<T>(
     Staging::remove(&directory).with_context(cannot_make)?;
     let settings = settings_in(&directory, path)?;
     fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(cannot_make)?;
-    work(&new, settings).with_context(|| {
-        format!("{} is half made; empty it (assay.toml may stay) and try again", path.display())
+    work(&new, settings).map_err(|error| match is_begun(&directory) {
+        false => error,
+        true => error.context(format!(
+            "{} is half made; empty it (assay.toml may stay) and try again",
+            path.display()
+        )),
     })
+}
+
+/// Whether there is anything of a CA but its settings.
+fn is_begun(directory: &Path) -> bool {
+    let names = fs::read_dir(directory).into_iter().flatten().flatten();
+    names.into_iter().any(|entry| entry.file_name() != CONFIG)
 }
 
 impl NewFiles<'_> {

@@ -82,7 +82,8 @@ fn of_problem(code: ProblemCode) -> &'static str {
         }
         ProblemCode::Busy | ProblemCode::Internal => "try again later.",
         ProblemCode::FlowNotOffered => {
-            "choose another flow (--flow), or ask the operator to offer this one: flows in assay.toml."
+            "choose another flow (--flow), or ask the operator to offer this one: flows in assay.toml, \
+             and those of the device's group (assay group list)."
         }
         ProblemCode::EkOffTemplate => {
             "report this TPM's model: its EK has a shape that the CA does not know."
@@ -136,7 +137,7 @@ fn of_problem(code: ProblemCode) -> &'static str {
              `assay-device run` wait."
         }
         ProblemCode::NotAdmitted => {
-            "ask the operator for a group that admits this device: assay group list, assay group add."
+            "ask the operator for a group that admits this device: assay group list, then add or update."
         }
         ProblemCode::EkRegistered => {
             "ask for the device id that this TPM is registered under, or for none."

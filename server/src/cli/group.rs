@@ -135,7 +135,8 @@ pub(crate) struct PlaceArgs {
     /// Ask it before this group
     #[arg(long, value_name = "NAME")]
     before: Option<GroupName>,
-    /// Its place, counted from 1 [default: the last]
+    /// Its place, counted from 1. Without this and --before, a new group stands before the first
+    /// one that is for every EK, and another one where it stood
     #[arg(long, value_name = "NUMBER")]
     position: Option<usize>,
 }
@@ -167,7 +168,7 @@ impl GroupCommand {
                     terms: Terms::default(),
                 };
                 let group = rule.put_on(store, empty)?;
-                let place = place.chosen().unwrap_or(Place::Last);
+                let place = place.chosen().unwrap_or(Place::Asked);
                 groups::edit(store, |groups| place.put(groups, group.clone()))?;
                 tell_place(&groups::list(store)?, &group.name);
                 Ok(())
@@ -334,7 +335,7 @@ const ADD_EXAMPLES: &str = "\
 The first group that an EK is in decides; if it is in none, it is refused.
 
 Examples:
-  assay --dir ca group add pumps --manufacturer id:49465800 --model SLB9670 --admit --before vendors
+  assay --dir ca group add pumps --manufacturer id:49465800 --model SLB9670 --admit
   assay --dir ca group add old --firmware id:00070055 --ask
   assay --dir ca group add line-3 --issuer line-3-ca.pem --not-after 2027-01-31 --flow ticket --admit
   assay --dir ca group add stolen --ek 0123456789abcdef --refuse --position 1";

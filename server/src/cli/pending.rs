@@ -21,8 +21,8 @@ pub(crate) enum Pending {
     Approve {
         #[command(flatten)]
         which: Which,
-        /// The device id of the one that is meant; {n} in it stands for the next number that is
-        /// free, so that several can be meant
+        /// The device id of the one that is meant. An n in braces in it stands for the next number
+        /// that is free, so that several can be meant
         #[arg(long, value_name = "ID", conflicts_with = "as_asked", value_parser = naming)]
         name: Option<Naming>,
         /// Give each the device id that it asks for
@@ -134,5 +134,4 @@ fn list_all(store: &mut dyn Store, json: bool) -> Result<()> {
 const APPROVE_EXAMPLES: &str = "\
 Examples:
   assay --dir ca pending approve 0123456789abcdef --name pump-17
-  assay --dir ca pending approve --manufacturer id:49465800 --as-asked
-  assay --dir ca pending approve --all --name pump-{n}";
+  assay --dir ca pending approve --manufacturer id:49465800 --as-asked";

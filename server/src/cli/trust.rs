@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use assay_ca_core::{Allowances, Role};
 use assay_server::anchors::read_anchors;
 use assay_server::directory::Directory;
-use assay_server::operations::documents;
+use assay_server::operations::{documents, groups};
 use assay_server::operations::trust::{self, Verdict};
 use assay_server::rfc3339;
 use assay_store::Store;
@@ -44,6 +44,13 @@ impl Trust {
             Self::Remove { fingerprint } => {
                 for subject in trust::remove(store, &fingerprint)? {
                     eprintln!("removed: {}", table::printable(&subject));
+                }
+                let left = groups::of_no_vendor(store)?;
+                for group in left {
+                    eprintln!(
+                        "group {group} is for a CA that is not trusted any more; remove it too, or \
+                         it counts again once that CA is: assay group remove {group}"
+                    );
                 }
                 Ok(())
             }

@@ -45,8 +45,9 @@ pub enum Place {
     Before(GroupName),
     /// Counted from 1; behind all others if there are fewer.
     Number(usize),
-    /// Behind all others.
-    Last,
+    /// In front of the first one that is for every EK: behind it, a group would never be asked. One
+    /// that is itself for every EK stands behind all others.
+    Asked,
 }
 
 impl Place {
@@ -61,7 +62,14 @@ impl Place {
                 let behind = groups.all().get(number.saturating_sub(1));
                 groups.with(group, behind.map(|behind| &behind.name))
             }
-            Self::Last => groups.with(group, None),
+            Self::Asked => {
+                let is_for_all = |group: &&Group| group.conditions == Conditions::default();
+                let behind = match is_for_all(&&group) {
+                    true => None,
+                    false => groups.all().iter().find(is_for_all),
+                };
+                groups.with(group, behind.map(|behind| &behind.name))
+            }
         }
     }
 }
@@ -79,7 +87,7 @@ pub fn admit_vendors<'a>(
     let vendors = vendors.into_iter().filter(|good| good.vendor.role() != Role::Issuer);
     for Good { vendor, row, .. } in vendors {
         let name: GroupName =
-            format!("vendor-{}", hex::encode(&row.fingerprint[..NAME_BYTES])).parse()?;
+            format!("{VENDOR_GROUP}{}", hex::encode(&row.fingerprint[..NAME_BYTES])).parse()?;
         if list(store)?.get(&name).is_ok() {
             continue;
         }
@@ -96,6 +104,24 @@ pub fn admit_vendors<'a>(
         new.push(name);
     }
     Ok(new)
+}
+
+/// The groups that `trust add --admit` made for CAs that are trusted no more.
+///
+/// # Errors
+/// The record cannot be read.
+pub fn of_no_vendor(store: &mut dyn Store) -> Result<Vec<GroupName>> {
+    let anchors = store.anchors()?;
+    let keys = anchors.iter().map(|row| Ok(read_anchor(row)?.ca_key()));
+    let keys = keys.collect::<Result<Vec<_>>>()?;
+    let groups = list(store)?;
+    let is_left = |group: &&Group| {
+        let issuers = &group.conditions.issuers;
+        group.name.as_str().starts_with(VENDOR_GROUP)
+            && !issuers.is_empty()
+            && issuers.iter().all(|issuer| !keys.contains(issuer))
+    };
+    Ok(groups.all().iter().filter(is_left).map(|group| group.name.clone()).collect())
 }
 
 /// The key of a CA: of the certificate in a file, or of a trusted one, by the beginning of its
@@ -131,9 +157,36 @@ pub fn find_issuer(store: &mut dyn Store, which: &str) -> Result<CaKey> {
     }
 }
 
+/// How the name of a vendor's group begins.
+const VENDOR_GROUP: &str = "vendor-";
 /// How often a change is tried.
 const ATTEMPTS: u32 = 5;
 /// Of a fingerprint, in the name of a vendor's group.
 const NAME_BYTES: usize = 4;
 /// Enough to name one certificate, and too much to type by accident.
 const MIN_PREFIX: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_stands_where_it_is_asked_unless_it_is_for_every_ek() {
+        let groups = Groups::of_new_ca();
+        let named = |name: &str, manufacturer: Option<&str>| Group {
+            name: name.parse().unwrap(),
+            conditions: Conditions {
+                manufacturers: manufacturer.map(|id| id.parse().unwrap()).into_iter().collect(),
+                ..Conditions::default()
+            },
+            answer: Answer::Admit,
+            terms: Terms::default(),
+        };
+        let names = |groups: Groups| {
+            groups.all().iter().map(|group| group.name.to_string()).collect::<Vec<_>>()
+        };
+        let put = |group| names(Place::Asked.put(&groups, group).unwrap());
+        assert_eq!(put(named("pumps", Some("id:49465800"))), ["enrolled", "pumps", "vendors"]);
+        assert_eq!(put(named("rest", None)), ["enrolled", "vendors", "rest"]);
+    }
+}
