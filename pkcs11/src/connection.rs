@@ -149,15 +149,18 @@ impl Connection {
                         _ = asker.try_send(answer);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(error) => {
                     let mut process = locked(&self.process);
                     // One that has ended already keeps its status.
                     let ended = process.kill().and_then(|()| process.wait());
                     drop(process);
                     let status = ended.map_or_else(|error| error.to_string(), |it| it.to_string());
-                    return self.end(Failure::new(Cause::Ended, status));
+                    let text = match error.kind() {
+                        io::ErrorKind::UnexpectedEof => status,
+                        _ => error.to_string(),
+                    };
+                    return self.end(Failure::new(Cause::Ended, text));
                 }
-                Err(error) => return self.end(Failure::new(Cause::Ended, error)),
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, SHA384, digest};
@@ -47,7 +47,7 @@ impl Tokens {
     ) -> Result<(Uri, PublicKey), Failure> {
         let request = Request::Generate(kind, name.clone());
         match self.token(&uri).ask(&request, PATIENCE, GENERATING)? {
-            (_, Answer::Key(public)) => Ok((uri.with_key(name), public.checked()?)),
+            Answer::Key(public) => Ok((uri.with_key(name), public.checked()?)),
             _ => Err(unexpected()),
         }
     }
@@ -59,7 +59,7 @@ impl Tokens {
     pub fn find(&mut self, uri: &Uri) -> Result<PublicKey, Failure> {
         let key = uri.key().cloned().ok_or_else(|| Failure::new(Cause::NoKey, ""))?;
         match self.token(uri).ask(&Request::Find(key), PATIENCE, SIGNING)? {
-            (_, Answer::Key(public)) => public.checked(),
+            Answer::Key(public) => public.checked(),
             _ => Err(unexpected()),
         }
     }
@@ -70,7 +70,6 @@ impl Tokens {
         let place = |uri: &Uri| Place {
             token: self.token(uri),
             key: uri.key().cloned().unwrap_or_default(),
-            verified: AtomicU64::new(0),
         };
         let places = uris.iter().map(place).collect();
         TokenKey { places, public, is_failing: AtomicBool::new(false) }
@@ -87,8 +86,6 @@ pub struct TokenKey {
 struct Place {
     token: Arc<Token>,
     key: KeySelector,
-    /// The number of the connection whose first signature was verified.
-    verified: AtomicU64,
 }
 
 impl TokenKey {
@@ -117,16 +114,14 @@ impl TokenKey {
         let is_last = position + 1 == self.places.len();
         let patience = if is_last { PATIENCE } else { PATIENCE_IF_THERE_IS_ANOTHER };
         let request = Request::Sign(place.key.clone(), mechanism, data);
-        let (number, answer) = place.token.ask(&request, patience, SIGNING)?;
+        let answer = place.token.ask(&request, patience, SIGNING)?;
         let Answer::Signature(raw) = answer else { return Err(unexpected()) };
         let signature = self.public.kind.encode(raw)?;
-        // A token may have been replaced by another one with a key of the same name.
-        if place.verified.load(Ordering::Relaxed) != number {
-            if !self.public.verifies(message, &signature) {
-                let text = "it is not the key of the certificate";
-                return Err(Failure::new(Cause::OtherKey, text));
-            }
-            place.verified.store(number, Ordering::Relaxed);
+        // A token may have been replaced by another one with a key of the same name, and one that
+        // fails may give the key away by a wrong signature.
+        if !self.public.verifies(message, &signature) {
+            let text = "its signature is not by the key of the certificate";
+            return Err(Failure::new(Cause::OtherKey, text));
         }
         Ok(signature)
     }

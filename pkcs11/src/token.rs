@@ -72,17 +72,17 @@ impl Token {
         request: &Request,
         patience: Duration,
         within: Duration,
-    ) -> Result<(u64, Answer), Failure> {
+    ) -> Result<Answer, Failure> {
         let until = Instant::now() + patience;
         let (number, connection) = self.connection_after(0, until)?;
         let deadline = Instant::now() + within;
         match connection.ask(request, deadline) {
             // The library's process may have been killed. To sign twice does no harm.
             Err(Failure { cause: Cause::Ended, .. }) => {
-                let (number, connection) = self.connection_after(number, until)?;
-                Ok((number, connection.ask(request, deadline)?))
+                let (_, connection) = self.connection_after(number, until)?;
+                connection.ask(request, deadline)
             }
-            answer => Ok((number, answer.inspect_err(|failure| fail(&connection, failure))?)),
+            answer => answer.inspect_err(|failure| fail(&connection, failure)),
         }
     }
 
@@ -103,9 +103,10 @@ impl Token {
                     *phase = Phase::Connecting;
                     let state = Arc::clone(&self.state);
                     let keeper = thread::Builder::new().name("pkcs11-token".to_owned());
-                    keeper
-                        .spawn(move || state.keep())
-                        .map_err(|error| Failure::new(Cause::Token, error))?;
+                    if let Err(error) = keeper.spawn(move || state.keep()) {
+                        *phase = Phase::Idle;
+                        return Err(Failure::new(Cause::Token, error));
+                    }
                 }
                 Phase::Asking => {
                     let waited = self.state.changed.wait(phase);

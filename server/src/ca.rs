@@ -42,6 +42,15 @@ pub struct SignedList {
     pub der: Vec<u8>,
 }
 
+/// The lists of all issuing CAs that have not ended.
+#[derive(Clone, Debug, Default)]
+pub struct Lists {
+    /// Those that could be signed.
+    pub signed: Vec<SignedList>,
+    /// The keys of issuing CAs that are elsewhere and do not sign now.
+    pub away: Vec<KeyId>,
+}
+
 impl Ca {
     /// Signs the list of each issuing CA that has not ended: of what it may have signed, and is no
     /// longer good. They have a number in common, which none had before.
@@ -50,18 +59,18 @@ impl Ca {
     /// out of it: strangers can fill a list with them, and nobody but their TPMs can show them.
     ///
     /// # Errors
-    /// The store failed, or the signer did.
+    /// The store failed, or a signer did.
     pub fn revocation_lists(
         &self,
         store: &mut dyn Store,
         longest: usize,
         now: OffsetDateTime,
-    ) -> Result<Vec<SignedList>, ListError> {
+    ) -> Result<Lists, ListError> {
         let (RevokedCertificates { once_in_force, never_in_force }, number) =
             store.revocation_list(now)?;
         let in_use = self.issuers.current(now);
         let good = self.issuers.all().iter().filter(|it| it.issuer.not_after() > now);
-        let lists = good.map(|scheduled| {
+        let lists = good.clone().map(|scheduled| {
             let issuer = &scheduled.issuer;
             let its = |it: &&Revoked| scheduled.may_have_signed(&it.serial);
             let all = once_in_force.iter().chain(&never_in_force).filter(its).cloned();
@@ -72,7 +81,15 @@ impl Ca {
             }
             Ok(SignedList { key_id: key_id(issuer), in_use: Arc::ptr_eq(issuer, in_use), der })
         });
-        lists.collect()
+        let mut made = Lists::default();
+        for (list, scheduled) in lists.zip(good) {
+            match list {
+                Ok(list) => made.signed.push(list),
+                Err(ListError::Fault(Fault::KeyAway)) => made.away.push(key_id(&scheduled.issuer)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(made)
     }
 }
 
@@ -139,7 +156,8 @@ mod tests {
 
         let mut serials = |longest| {
             let later = now + Duration::HOUR;
-            let list = ca.revocation_lists(&mut *store, longest, later).unwrap().remove(0).der;
+            let list =
+                ca.revocation_lists(&mut *store, longest, later).unwrap().signed.remove(0).der;
             let (_, list) = CertificateRevocationList::from_der(&list).unwrap();
             list.iter_revoked_certificates().map(|it| it.raw_serial()[0]).collect::<Vec<_>>()
         };
@@ -182,7 +200,8 @@ mod tests {
             }
         }
         let mut lists = |at| {
-            let lists = ca.revocation_lists(&mut *store, usize::MAX, at).unwrap().into_iter();
+            let lists =
+                ca.revocation_lists(&mut *store, usize::MAX, at).unwrap().signed.into_iter();
             let named = |list: SignedList| {
                 let (_, parsed) = CertificateRevocationList::from_der(&list.der).unwrap();
                 let serials = parsed.iter_revoked_certificates();

@@ -217,10 +217,20 @@ fn install_for(
             Err(error) if is_for_another_key(&error) => continue,
             issuer => issuer?,
         };
-        let name = free_name(directory, from, now, None)?;
+        // An earlier command may have been cut short before it had written the certificate.
+        let begun = issuing_files::waiting(directory.path())?.into_iter().find(|holder| {
+            files.read(&kept.file(holder)).is_ok_and(|found| {
+                found.is_some_and(|found| found.as_bytes() == &kept.content()[..])
+            })
+        });
+        let name = free_name(directory, from, now, begun.as_deref())?;
         let file = kept.file(&name.to_string());
         let made = check(directory, name, &file, issuer)?;
-        files.put(&file, &kept.content(), SECRET)?;
+        match begun.map(|holder| kept.file(&holder)) {
+            None => files.put(&file, &kept.content(), SECRET)?,
+            Some(begun) if begun != file => files.rename(&begun, &file)?,
+            Some(_) => {}
+        }
         files.put(&name.certificate(), pem_of("CERTIFICATE", certificate).as_bytes(), PUBLIC)?;
         return Ok(made);
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assay_ca_core::{Fault, Issuer, REVOCATION_LIST_LIFETIME};
+use assay_ca_core::{Issuer, REVOCATION_LIST_LIFETIME};
 use assay_wire::{KeyId, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use time::OffsetDateTime;
@@ -15,7 +15,7 @@ use tracing::{debug, error, warn};
 
 use super::Outfit;
 use super::outbox::Outbox;
-use crate::ca::{Ca, ListError, SignedList};
+use crate::ca::{Ca, ListError, Lists, SignedList};
 use crate::clock::Gate;
 use assay_store::{ConfigurationChanges, Store, StoreError};
 
@@ -53,8 +53,6 @@ pub(super) fn run(
                 published = Some(now_published);
             }
             Ok(None) => {}
-            // Whoever holds the key has said so once.
-            Err(ListError::Fault(Fault::KeyAway)) => {}
             Err(refusal) => {
                 error!(error = %refusal, "the revocation lists could not be published; trying again")
             }
@@ -99,6 +97,8 @@ struct Published {
     in_use: Arc<Issuer>,
     /// The issuing CAs that have a list, by their keys.
     listed: BTreeSet<KeyId>,
+    /// Whether some are missing, because their keys are elsewhere and did not sign.
+    is_part: bool,
     changes: i64,
     at: Instant,
     /// How long it took to make the lists.
@@ -127,7 +127,10 @@ fn publish(
     let (changes, in_use) = (store.changes()?.list, Arc::clone(ca.issuers.current(now)));
     if let Some(last) = last
         && Arc::ptr_eq(&last.in_use, &in_use)
-        && is_good_enough(last.changes != changes, last.at.elapsed(), last.took)
+        && match last.is_part {
+            true => last.at.elapsed() < AWAY_POLL,
+            false => is_good_enough(last.changes != changes, last.at.elapsed(), last.took),
+        }
     {
         return Ok(None);
     }
@@ -143,7 +146,14 @@ fn publish(
         is_sent &= proclaim(outbox, Topic::Chain(outbox.scope.clone()), certificates);
     }
     let mut listed = BTreeSet::new();
-    for SignedList { key_id, in_use, der } in ca.revocation_lists(store, MAX_LIST, now)? {
+    let Lists { signed, away } = ca.revocation_lists(store, MAX_LIST, now)?;
+    for key in &away {
+        warn!(%key, "a revocation list is not published: the key that signs it does not sign now");
+    }
+    let is_part = !away.is_empty();
+    // What subscribers have of these is as good as it was.
+    listed.extend(away);
+    for SignedList { key_id, in_use, der } in signed {
         if in_use {
             is_sent &= proclaim(outbox, Topic::Crl(outbox.scope.clone()), der.clone());
         }
@@ -155,7 +165,7 @@ fn publish(
         is_sent &= proclaim(outbox, Topic::CrlOf(outbox.scope.clone(), key_id.clone()), Vec::new());
     }
     let (at, took) = (Instant::now(), began.elapsed());
-    Ok(is_sent.then_some(Published { ca, in_use, listed, changes, at, took }))
+    Ok(is_sent.then_some(Published { ca, in_use, listed, is_part, changes, at, took }))
 }
 
 /// Returns `false` if it is to be tried again.
@@ -175,6 +185,8 @@ fn proclaim(outbox: &Outbox, topic: Topic, content: Vec<u8>) -> bool {
 /// As many devices as should ask for a new configuration in a second, out of the two thousand that
 /// a small CA answers.
 const REQUESTS_A_SECOND: u64 = 500;
+/// How late a list is published whose key did not sign.
+const AWAY_POLL: Duration = Duration::from_secs(30);
 /// How late a revocation is published at most, unless the list takes long.
 const POLL: Duration = Duration::from_secs(1);
 /// For so many times as long as lists took, there are no others: they take 5 % of the time at most.

@@ -231,7 +231,7 @@ async fn put_right(directory: &Directory, cast: &Cast<'_>) -> Result<()> {
         pipeline::MAX_LIST,
         OffsetDateTime::now_utc(),
     )?;
-    for list in lists.iter().filter(|list| list.in_use) {
+    for list in lists.signed.iter().filter(|list| list.in_use) {
         worker.publish(&cast.stage.list(), &list.der, Stay::Yes).await;
     }
     Ok(())
