@@ -133,7 +133,7 @@ pub enum Unadmitted {
 }
 
 /// A place among the devices of a group that may have so many and no more.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     /// The group.
     pub group: GroupName,
@@ -266,6 +266,13 @@ impl Conditions {
     /// The longest model, in bytes: certificates have some ten.
     pub const MAX_MODEL: usize = 64;
 
+    /// Whether they hold for no EK without a vendor's certificate.
+    pub fn need_a_certificate(&self) -> bool {
+        let Self { issuers, manufacturers, models, firmware, .. } = self;
+        let are_empty = issuers.is_empty() && manufacturers.is_empty() && models.is_empty();
+        !are_empty || firmware.is_some()
+    }
+
     fn hold(&self, comer: &Comer<'_>) -> bool {
         let Self { issuers, manufacturers, models, firmware, enrolled, eks } = self;
         let Comer { ek, tpm, issuers: path, is_enrolled } = comer;
@@ -293,7 +300,7 @@ pub(crate) struct Comer<'a> {
 }
 
 /// The name of a group: 1 to 64 letters, digits, `.`, `_` and `-`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GroupName(String);
 
 impl GroupName {

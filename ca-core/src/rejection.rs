@@ -187,7 +187,9 @@ impl Rejection {
             | Self::SealedQuotaExceeded { .. }
             | Self::RenewedTooOften { .. } => ProblemCode::QuotaExceeded,
             Self::ReprovisionRefused { .. } => ProblemCode::ReprovisionRefused,
-            Self::FlowNotOffered { .. } | Self::FlowNotInGroup { .. } => ProblemCode::FlowNotOffered,
+            Self::FlowNotOffered { .. } | Self::FlowNotInGroup { .. } => {
+                ProblemCode::FlowNotOffered
+            }
             Self::ClaimExpired { .. }
             | Self::ClaimOutdated { .. }
             | Self::DeviceIdWithdrawn { .. }

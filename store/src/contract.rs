@@ -194,8 +194,8 @@ pub trait Store: Send {
     fn set_groups(&mut self, seen: GroupsVersion, groups: &Groups) -> Result<bool, StoreError>;
 
     /// Gives an EK a place in a group, or keeps the one that it has. Returns `false` if as many
-    /// have one as may. An EK keeps its place while it is registered, or a shared key was offered
-    /// to it, and else for 25 hours; and it loses it when it is [removed](Self::remove).
+    /// have one as may. An EK keeps its place while it is registered or uses a shared key, and else
+    /// for 25 hours; and it loses it when it is [removed](Self::remove).
     ///
     /// With one place too many, a group has more devices than the operator allowed. One too few
     /// keeps a device out.
@@ -205,6 +205,10 @@ pub trait Store: Send {
         place: &Place,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError>;
+
+    /// Whether an EK has a place in a group. This is cheap, unlike to take one in a group that is
+    /// full.
+    fn has_place(&mut self, ek: &EkId, place: &Place) -> Result<bool, StoreError>;
 
     /// The EKs about which an operator is asked, and which are neither enrolled nor registered nor
     /// disabled since; those that came first are first. There are ten thousand at most.
@@ -312,7 +316,8 @@ pub trait Store: Send {
     /// With a row that no operator added, the CA would trust every TPM that a stranger certifies.
     fn add_anchor(&mut self, anchor: &AnchorRow) -> Result<Trusted, StoreError>;
 
-    /// Removes a vendor's certificate; `false` if it was not there.
+    /// Removes a vendor's certificate; `false` if it was not there. Nobody waits any more: some did
+    /// because of that vendor, and the others come back.
     fn remove_anchor(&mut self, fingerprint: &[u8; 32]) -> Result<bool, StoreError>;
 
     /// Every vendor's certificate, oldest first.

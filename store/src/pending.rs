@@ -20,7 +20,8 @@ pub struct Waiting {
     pub firmware: String,
     /// What was asked for last.
     pub flow: Flow,
-    /// The device id that was asked for last, if any.
+    /// The device id that was asked for. On record is the first one: whoever asks for another one
+    /// later does not change what the operator looks at.
     pub device_id: Option<DeviceId>,
     /// When it was asked for.
     pub asked_at: OffsetDateTime,
@@ -31,7 +32,9 @@ impl Waiting {
     pub fn of(applicant: &Applicant, asked_at: OffsetDateTime) -> Self {
         let tpm = applicant.tpm.as_ref();
         let text = |text: Option<&String>| {
+            // PostgreSQL takes no U+0000, and nobody wants the others.
             let text = text.map(String::as_str).unwrap_or_default();
+            let text = text.replace(char::is_control, "\u{FFFD}");
             text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
         };
         Self {
@@ -62,3 +65,29 @@ pub struct PendingRow {
 pub(crate) const MAX_PENDING: i64 = 10_000;
 /// The longest text that is kept of a certificate, in bytes.
 const MAX_TEXT: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use assay_ca_core::TpmModel;
+    use time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_a_certificate_says_is_kept_without_control_characters_and_bounded() {
+        let model = format!("sw\0pm\u{1b}[31m{}", "ä".repeat(200));
+        let tpm = TpmModel { manufacturer: String::new(), model, version: String::new() };
+        let applicant = Applicant {
+            ek_id: [1; 32].into(),
+            vendor: Some("CN=a\nb".into()),
+            tpm: Some(tpm),
+            flow: Flow::Ticket,
+            device_id: None,
+            waited: Duration::ZERO,
+        };
+        let waiting = Waiting::of(&applicant, OffsetDateTime::UNIX_EPOCH);
+        assert_eq!(waiting.vendor, "CN=a\u{FFFD}b");
+        assert!(waiting.model.starts_with("sw\u{FFFD}pm\u{FFFD}[31m"), "{}", waiting.model);
+        assert!(waiting.model.len() <= MAX_TEXT);
+    }
+}

@@ -1,5 +1,8 @@
 //! Who is admitted: the operator's groups, in order.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use assay_tests::{AssayDir, Device, EkKind, Swtpm, json, run, trusted_vendor};
 use serde_json::Value;
@@ -73,6 +76,8 @@ fn a_group_admits_as_many_devices_as_it_may_until_one_is_removed() -> Result<()>
     }
     json(&mut first.renew(&lab.dir, &lab.server)?)?;
     lab.assay(&["enroll", "remove", device_id.as_str().context("a device id")?])?;
+    // It is noticed within two seconds.
+    thread::sleep(Duration::from_secs(3));
     lab.provision(&third, &["--flow", "ticket"])?;
     lab.refused(&Device::new(&tpms[0])?, &[], "group bench has as many devices")
 }

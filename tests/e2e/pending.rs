@@ -90,7 +90,6 @@ fn a_device_that_asks_for_a_name_gets_that_one_or_none() -> Result<()> {
     ensure!(row["device_id"] == "pump-18", "{row}");
     for (arguments, reason) in [
         (&["--all"][..], "--as-asked"),
-        (&["--all", "--name", "pump-1"], "takes no other name"),
         (&["0123456789abcdef"], "no EK 0123456789abcdef waits"),
         (&["--manufacturer", "id:00000000"], "no EK waits that is meant"),
         (&["--all", "--name", "pump-1", "--as-asked"], "cannot be used with"),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use assay_ca_core::{
-    Answer, Conditions, EkPrefix, Firmware, Group, GroupName, Groups, Manufacturer, Terms,
+    Answer, CaKey, Conditions, EkPrefix, Firmware, Group, GroupName, Groups, Manufacturer, Terms,
 };
 use assay_server::directory::Directory;
 use assay_server::operations::documents;
@@ -167,23 +167,34 @@ impl GroupCommand {
                     answer: chosen(answer.admit, answer.ask).unwrap_or(Answer::Refuse),
                     terms: Terms::default(),
                 };
-                let group = rule.put_on(store, empty)?;
+                let group = rule.put_on(&rule.keys(store)?, empty);
                 let place = place.chosen().unwrap_or(Place::Asked);
                 groups::edit(store, |groups| place.put(groups, group.clone()))?;
                 tell_place(&groups::list(store)?, &group.name);
+                if group.answer == Answer::Refuse && group.conditions.need_a_certificate() {
+                    eprintln!(
+                        "an EK on the enrolment list needs no certificate, and this group is not \
+                         for one that shows none: for such a device, --ek or `assay enroll disable`"
+                    );
+                }
                 Ok(())
             }
             Self::List(list::Json { json }) => list_all(&groups::list(store)?, json),
             Self::Show { name, json } => show(&groups::list(store)?, &name, json.json),
             Self::Update { name, rule, without, answer, place } => {
-                let mut group = groups::list(store)?.get(&name)?.clone();
-                without.iter().for_each(|part| part.drop_from(&mut group));
+                let keys = rule.keys(store)?;
                 let refuse = answer.refuse.then_some(Answer::Refuse);
-                group.answer = chosen(answer.admit, answer.ask).or(refuse).unwrap_or(group.answer);
-                let group = rule.put_on(store, group)?;
-                groups::edit(store, |groups| match place.chosen() {
-                    Some(place) => place.put(&groups.without(&name)?.0, group.clone()),
-                    None => groups.replacing(group.clone()),
+                let answer = chosen(answer.admit, answer.ask).or(refuse);
+                // Somebody else may change the same group.
+                groups::edit(store, |groups| {
+                    let mut group = groups.get(&name)?.clone();
+                    without.iter().for_each(|part| part.drop_from(&mut group));
+                    group.answer = answer.unwrap_or(group.answer);
+                    let group = rule.put_on(&keys, group);
+                    match place.chosen() {
+                        Some(place) => place.put(&groups.without(&name)?.0, group),
+                        None => groups.replacing(group),
+                    }
                 })?;
                 tell_place(&groups::list(store)?, &name);
                 Ok(())
@@ -213,14 +224,18 @@ impl PlaceArgs {
 }
 
 impl Rule {
+    /// The keys of the issuers that are given.
+    fn keys(&self, store: &mut dyn Store) -> Result<Vec<CaKey>> {
+        let keys = self.issuers.iter().map(|which| groups::find_issuer(store, which));
+        keys.collect::<Result<Vec<_>>>().context("--issuer")
+    }
+
     /// The group with what is given here in place of what it has.
-    fn put_on(&self, store: &mut dyn Store, mut group: Group) -> Result<Group> {
-        let Self { issuers, manufacturers, models, firmware, enrolled, eks, .. } = self;
+    fn put_on(&self, keys: &[CaKey], mut group: Group) -> Group {
+        let Self { manufacturers, models, firmware, enrolled, eks, .. } = self;
         let Self { flows, not_before, not_after, quota, .. } = self;
-        let keys = issuers.iter().map(|which| groups::find_issuer(store, which));
-        let keys = keys.collect::<Result<Vec<_>>>().context("--issuer")?;
         let (conditions, terms) = (&mut group.conditions, &mut group.terms);
-        replace(&mut conditions.issuers, &keys);
+        replace(&mut conditions.issuers, keys);
         replace(&mut conditions.manufacturers, manufacturers);
         replace(&mut conditions.models, models);
         replace(&mut conditions.eks, eks);
@@ -230,7 +245,7 @@ impl Rule {
         terms.not_before = not_before.or(terms.not_before);
         terms.not_after = not_after.or(terms.not_after);
         terms.quota = quota.or(terms.quota);
-        Ok(group)
+        group
     }
 }
 

@@ -1,6 +1,6 @@
 //! `assay pending`: devices that wait until an operator approves or refuses them.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use assay_ca_core::Manufacturer;
 use assay_server::directory::Directory;
 use assay_server::operations::documents;
@@ -63,8 +63,19 @@ impl Pending {
                     (None, true) => Naming::AsAsked,
                     (None, false) => Naming::Derived,
                 };
-                pending::approve(store, &rows, &naming, &operator, now)?;
-                tell("approved", &rows);
+                let approved = pending::approve(store, &rows, &naming, &operator, now)?;
+                eprintln!("approved: {}", approved.len());
+                for (ek, device_id) in &approved {
+                    let device_id = device_id.as_ref().map_or("-", |id| id.as_str());
+                    table::print_line(format!("{ek} {device_id}"));
+                }
+                let left = rows.len() - approved.len();
+                let reason = "ask to be somebody (`assay pending list`), and take no other name: \
+                              --as-asked, or --name for one of them";
+                ensure!(left == 0 || !approved.is_empty(), "nothing is approved: all {reason}");
+                if left > 0 {
+                    eprintln!("left out: {left}, which {reason}");
+                }
                 Ok(())
             }
             Self::Refuse { which } => {

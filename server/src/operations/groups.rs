@@ -75,7 +75,8 @@ impl Place {
 }
 
 /// Admits every EK under these roots and anchors: each gets a group of its own, before the first
-/// one that asks. Returns the names of those that are new. An issuer counts for nothing by itself.
+/// one that asks, but behind those that refuse and are asked at all. Returns the names of those that
+/// are new. An issuer counts for nothing by itself.
 ///
 /// # Errors
 /// The record cannot be read or written.
@@ -88,7 +89,12 @@ pub fn admit_vendors<'a>(
     for Good { vendor, row, .. } in vendors {
         let name: GroupName =
             format!("{VENDOR_GROUP}{}", hex::encode(&row.fingerprint[..NAME_BYTES])).parse()?;
-        if list(store)?.get(&name).is_ok() {
+        if let Ok(group) = list(store)?.get(&name) {
+            ensure!(
+                group.answer == Answer::Admit,
+                "it is trusted, and its group {name} says {}: assay group update {name} --admit",
+                group.answer.name()
+            );
             continue;
         }
         let group = Group {
@@ -98,8 +104,14 @@ pub fn admit_vendors<'a>(
             terms: Terms::default(),
         };
         edit(store, |groups| {
-            let asks = groups.all().iter().find(|other| other.answer == Answer::Ask);
-            groups.with(group.clone(), asks.map(|asks| &asks.name))
+            let all = groups.all();
+            let is_for_all = |group: &Group| group.conditions == Conditions::default();
+            let asked = all.iter().position(is_for_all).unwrap_or(all.len());
+            let refuses = |group: &Group| group.answer == Answer::Refuse;
+            let behind = all[..asked].iter().rposition(refuses).map_or(0, |last| last + 1);
+            let asks = all.iter().position(|group| group.answer == Answer::Ask);
+            let before = all.get(asks.unwrap_or(all.len()).max(behind));
+            groups.with(group.clone(), before.map(|before| &before.name))
         })?;
         new.push(name);
     }

@@ -107,21 +107,30 @@ impl Pattern {
 }
 
 /// Approves EKs: all of them, or none if one cannot be. They are on the enrolment list from then
-/// on.
+/// on. Returns the device id that each got, or `None` if it is derived from its EK.
+///
+/// Whoever asks for another id than it would get takes no other, and is left out; unless the name is
+/// for this one EK, because somebody else may have asked in its place.
 ///
 /// # Errors
-/// A device id belongs to another EK, also if somebody else gave it away at this moment; or a
-/// device asks for an id that it would not get.
+/// A device id belongs to another EK, also if somebody else gave it away at this moment.
 pub fn approve(
     store: &mut dyn Store,
     rows: &[PendingRow],
     naming: &Naming,
     operator: &ClientId,
     now: OffsetDateTime,
-) -> Result<()> {
+) -> Result<Vec<(EkId, Option<DeviceId>)>> {
     let (mut new, mut audit, mut number) = (Vec::new(), Vec::new(), 0);
     for PendingRow { waiting, .. } in rows {
         let ek_id = waiting.ek_id;
+        let asks_for_another = match naming {
+            Naming::Name(_) | Naming::AsAsked => false,
+            Naming::Numbered(_) | Naming::Derived => waiting.device_id.is_some(),
+        };
+        if asks_for_another {
+            continue;
+        }
         let device_id = match (naming, &waiting.device_id) {
             (Naming::Name(_), _) if rows.len() > 1 => {
                 bail!("--name is for one EK, and {} wait that are meant", rows.len())
@@ -135,14 +144,6 @@ pub fn approve(
             (Naming::AsAsked, asked) => asked.clone(),
             (Naming::Derived, _) => None,
         };
-        if let Some(asked) = &waiting.device_id
-            && device_id.as_ref() != Some(asked)
-        {
-            bail!(
-                "the device with EK {ek_id} asks to be {asked}, and takes no other name: approve \
-                 it --as-asked, or leave it"
-            );
-        }
         audit.push(act("approve", ek_id, device_id.clone(), operator, now));
         new.push(NewEnrolment {
             ek_id,
@@ -159,7 +160,7 @@ pub fn approve(
     for result in store.approve(&new, &audit)? {
         result.context("nothing is approved")?;
     }
-    Ok(())
+    Ok(new.into_iter().map(|new| (new.ek_id, new.device_id)).collect())
 }
 
 /// Refuses EKs: they are disabled from then on.

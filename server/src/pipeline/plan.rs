@@ -1,10 +1,11 @@
 //! The decisions of `ca-core`, on a snapshot of the record: what would be issued.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use assay_ca_core::{
     Admission, Admitted, AdmittedParent, Adopting, BoundKey, Candidate, Certification, Confirming,
-    EkEvidence, Fault, Groups, InForce, Instead, KeyOffer, Offered, RenewFlow, RenewalProof,
+    EkEvidence, Fault, Groups, InForce, Instead, KeyOffer, Offered, Place, RenewFlow, RenewalProof,
     Renewing, SealedOnRecord, Sealing, TicketFlow, TrustAnchors, TrustedEk,
 };
 use assay_store::{
@@ -44,6 +45,8 @@ pub struct Planner {
     groups: Groups,
     /// As for the anchors.
     groups_version: Option<GroupsVersion>,
+    /// When these places were found to be all taken.
+    full: HashMap<Place, Instant>,
     /// When the store was last asked whether there are configurations, and what it said.
     configurations: Option<(Instant, bool)>,
 }
@@ -62,6 +65,7 @@ impl Planner {
             anchors_version: None,
             groups,
             groups_version: None,
+            full: HashMap::new(),
             configurations: None,
         })
     }
@@ -326,15 +330,24 @@ impl Planner {
         admitted: Admitted<F>,
         now: OffsetDateTime,
     ) -> Result<Admitted<F>, Refusal> {
-        match admitted.place() {
-            Some(place) if !self.store.take_place(&admitted.ek_id(), place, now)? => {
-                Err(admitted.full().into())
-            }
-            _ => Ok(admitted),
+        let Some(place) = admitted.place() else { return Ok(admitted) };
+        let ek = admitted.ek_id();
+        let was_full = self.full.get(place).is_some_and(|at| at.elapsed() < FULL);
+        // To look for a free place in a large group that is full takes a while, and anybody can ask.
+        if was_full && !self.store.has_place(&ek, place)? {
+            return Err(admitted.full().into());
         }
+        if self.store.take_place(&ek, place, now)? {
+            return Ok(admitted);
+        }
+        self.full.retain(|_, at| at.elapsed() < FULL);
+        self.full.insert(place.clone(), Instant::now());
+        Err(admitted.full().into())
     }
 }
 
+/// How late it is noticed at most that a group has a free place again.
+const FULL: Duration = Duration::from_secs(2);
 /// How late the first configuration is noticed at most.
 const CONFIGURATIONS_POLL: Duration = Duration::from_secs(1);
 

@@ -37,6 +37,8 @@ pub(super) fn run(
     log: &DecisionLog,
 ) {
     let (mut alone, mut pause) = (Vec::new(), Duration::ZERO);
+    // Since when the first of those that stand alone waits.
+    let mut since: Option<Instant> = None;
     let mut due = Instant::now() + OVERDUE_POLL;
     loop {
         let first = match writes.recv_timeout(AUDIT_DELAY) {
@@ -54,7 +56,12 @@ pub(super) fn run(
                 Write::Pulse(pulse) => pulses.push(pulse),
             }
         }
-        if !waiting.is_empty() || alone.len() >= BATCH || (idle && !alone.is_empty()) {
+        if !alone.is_empty() {
+            since.get_or_insert_with(Instant::now);
+        }
+        let is_overdue = since.is_some_and(|since| idle || since.elapsed() >= LONGEST_DELAY);
+        if !waiting.is_empty() || alone.len() >= BATCH || is_overdue {
+            since = None;
             // Where a transaction is expensive, others wait for company as long as this one took.
             // A request that is alone does not wait.
             let (started, has_company) = (Instant::now(), waiting.len() > 1);
@@ -181,6 +188,8 @@ fn event(device_id: &DeviceId) -> Vec<u8> {
 const BATCH: usize = 256;
 /// How long a refusal may wait for other entries before it is written. Certificates never wait.
 const AUDIT_DELAY: Duration = Duration::from_millis(100);
+/// The same, while others come all the time.
+const LONGEST_DELAY: Duration = Duration::from_secs(1);
 /// How late an unconfirmed certificate is revoked at most. It is refused before that too, because
 /// its deadline is checked.
 const OVERDUE_POLL: Duration = Duration::from_secs(1);

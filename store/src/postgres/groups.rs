@@ -74,14 +74,21 @@ impl Postgres {
             Ok(true)
         })
     }
+
+    pub(super) fn keeps_place(&mut self, ek: &EkId, place: &Place) -> Result<bool, StoreError> {
+        let (ek, group) = (&ek.as_bytes()[..], place.group.as_str());
+        self.read(|session| Ok(session.query_one(HAS_PLACE, &[&ek, &group])?.get(0)))
+    }
 }
+
+const HAS_PLACE: &str = "SELECT EXISTS (SELECT FROM places WHERE ek_id = $1 AND group_name = $2)";
 
 const HAS_FRESH_PLACE: &str = "SELECT EXISTS (SELECT FROM places
     WHERE ek_id = $1 AND group_name = $2 AND taken_at > $3)";
 const KEEP_PLACE: &str = "UPDATE places SET taken_at = $3 WHERE ek_id = $1 AND group_name = $2";
 const FREE_PLACES: &str = "DELETE FROM places p WHERE p.group_name = $1 AND p.taken_at <= $2
     AND NOT EXISTS (SELECT FROM devices d WHERE d.ek_id = p.ek_id)
-    AND NOT EXISTS (SELECT FROM shared_keys s WHERE s.ek_id = p.ek_id)";
+    AND NOT EXISTS (SELECT FROM shared_keys s WHERE s.ek_id = p.ek_id AND s.is_used)";
 const COUNT_PLACES: &str = "SELECT count(*) FROM places WHERE group_name = $1";
 const TAKE_PLACE: &str = "INSERT INTO places (ek_id, group_name, taken_at) VALUES ($1, $2, $3)
     ON CONFLICT (ek_id) DO UPDATE

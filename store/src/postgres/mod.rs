@@ -199,6 +199,10 @@ impl Store for Postgres {
         self.give_place(ek, place, now)
     }
 
+    fn has_place(&mut self, ek: &EkId, place: &Place) -> Result<bool, StoreError> {
+        self.keeps_place(ek, place)
+    }
+
     fn pending(&mut self) -> Result<Vec<PendingRow>, StoreError> {
         self.all_pending()
     }

@@ -36,13 +36,16 @@ impl Postgres {
     }
 }
 
-/// Notes what was asked, of each EK the last. Those that were not heard of for longest make way.
+/// Notes what was asked, of each EK the last, but the device id that was asked for first. Those that
+/// were not heard of for longest make way.
 pub(super) fn ask(session: &mut Session, waiting: &[&Waiting]) -> Result<(), StoreError> {
     if waiting.is_empty() {
         return Ok(());
     }
     let last: HashMap<_, _> =
         waiting.iter().map(|waiting| (&waiting.ek_id.as_bytes()[..], *waiting)).collect();
+    let first: HashMap<_, _> =
+        waiting.iter().rev().map(|waiting| (&waiting.ek_id.as_bytes()[..], *waiting)).collect();
     let (mut eks, mut vendors, mut manufacturers, mut models) = (vec![], vec![], vec![], vec![]);
     let (mut firmware, mut flows, mut devices, mut times) = (vec![], vec![], vec![], vec![]);
     for (ek, waiting) in last {
@@ -52,7 +55,7 @@ pub(super) fn ask(session: &mut Session, waiting: &[&Waiting]) -> Result<(), Sto
         models.push(&*waiting.model);
         firmware.push(&*waiting.firmware);
         flows.push(waiting.flow.to_string());
-        devices.push(waiting.device_id.as_ref().map(DeviceId::as_str));
+        devices.push(first[ek].device_id.as_ref().map(DeviceId::as_str));
         times.push(waiting.asked_at.unix_timestamp());
     }
     session.execute(
@@ -101,8 +104,7 @@ const ASK: &str = "INSERT INTO pending
          n(ek, vendor, manufacturer, model, firmware, flow, device, at)
     ON CONFLICT (ek_id) DO UPDATE SET vendor = excluded.vendor,
         manufacturer = excluded.manufacturer, model = excluded.model,
-        firmware = excluded.firmware, flow = excluded.flow, device_id = excluded.device_id,
-        last_seen = excluded.last_seen";
+        firmware = excluded.firmware, flow = excluded.flow, last_seen = excluded.last_seen";
 const MAKE_WAY: &str = "DELETE FROM pending WHERE ek_id IN (
         SELECT ek_id FROM pending ORDER BY last_seen, first_seen
         LIMIT greatest(0, (SELECT count(*) FROM pending) - $1::int8))";

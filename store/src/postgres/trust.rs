@@ -41,7 +41,10 @@ impl Postgres {
     }
 
     pub(super) fn take_anchor(&mut self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
-        self.write(|session| remove(session, fingerprint))
+        self.write(|session| {
+            session.execute("DELETE FROM pending", &[])?;
+            remove(session, fingerprint)
+        })
     }
 
     pub(super) fn all_anchors(&mut self) -> Result<Vec<AnchorRow>, StoreError> {

@@ -87,11 +87,21 @@ impl Sqlite {
             Ok(true)
         })
     }
+
+    /// See [`Store::has_place`](crate::contract::Store::has_place).
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn has_place(&self, ek: &EkId, place: &Place) -> Result<bool, StoreError> {
+        let query = "SELECT 1 FROM places WHERE ek_id = ?1 AND group_name = ?2";
+        let mut statement = self.connection.prepare_cached(query)?;
+        Ok(statement.exists(params![ek.as_bytes(), place.group.as_str()])?)
+    }
 }
 
 const FREE_PLACES: &str = "DELETE FROM places WHERE group_name = ?1 AND taken_at <= ?2
     AND NOT EXISTS (SELECT 1 FROM devices d WHERE d.ek_id = places.ek_id)
-    AND NOT EXISTS (SELECT 1 FROM shared_keys s WHERE s.ek_id = places.ek_id)";
+    AND NOT EXISTS (SELECT 1 FROM shared_keys s WHERE s.ek_id = places.ek_id AND s.is_used = 1)";
 
 /// See [`Snapshot::groups`](crate::act::Snapshot::groups).
 pub(super) fn groups_version(connection: &Connection) -> Result<GroupsVersion, StoreError> {

@@ -176,6 +176,10 @@ impl Store for Sqlite {
         self.take_place(ek, place, now)
     }
 
+    fn has_place(&mut self, ek: &EkId, place: &Place) -> Result<bool, StoreError> {
+        Self::has_place(self, ek, place)
+    }
+
     fn pending(&mut self) -> Result<Vec<PendingRow>, StoreError> {
         Self::pending(self)
     }

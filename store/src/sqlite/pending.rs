@@ -100,7 +100,7 @@ const ASK: &str = "INSERT INTO pending (ek_id, vendor, manufacturer, model, firm
                    device_id, first_seen, last_seen)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)
     ON CONFLICT (ek_id) DO UPDATE SET vendor = ?2, manufacturer = ?3, model = ?4, firmware = ?5,
-        flow = ?6, device_id = ?7, last_seen = ?8";
+        flow = ?6, last_seen = ?8";
 const MAKE_WAY: &str = "DELETE FROM pending WHERE ek_id IN (
     SELECT ek_id FROM pending ORDER BY last_seen, first_seen
     LIMIT max(0, (SELECT count(*) FROM pending) - ?1))";

@@ -50,12 +50,15 @@ impl Sqlite {
         Ok(result)
     }
 
-    /// Removes a vendor's certificate; `false` if it was not there.
+    /// See [`Store::remove_anchor`](crate::contract::Store::remove_anchor).
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn remove_anchor(&self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
-        Ok(remove(&self.connection, fingerprint)?)
+    pub fn remove_anchor(&mut self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
+        self.transaction(|transaction| {
+            transaction.0.execute("DELETE FROM pending", [])?;
+            Ok(remove(transaction.0, fingerprint)?)
+        })
     }
 
     /// Every vendor's certificate, oldest first.

@@ -1047,6 +1047,13 @@ fn a_group_has_as_many_places_as_it_may_and_a_device_keeps_its_own(fixture: &Fix
     assert!(store.take_place(&ek(4), &pumps, now()).unwrap());
     add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
     offer(&mut store, ek(4), "pump-4", 1);
+    let nobody_used_it = store.take_place(&ek(6), &pumps, now() + Duration::days(2)).unwrap();
+    assert!(nobody_used_it, "an offer needs no TPM");
+    store.remove(&ek(6), now()).unwrap();
+    assert!(!store.has_place(&ek(4), &pumps).unwrap());
+    assert!(store.take_place(&ek(4), &pumps, now()).unwrap());
+    assert!(store.has_place(&ek(4), &pumps).unwrap() && !store.has_place(&ek(5), &pumps).unwrap());
+    accept(&mut store, ek(4), "pump-4", 1).unwrap();
     let later = now() + Duration::days(99);
     assert!(!store.take_place(&ek(5), &pumps, later).unwrap(), "both are used");
     store.remove(&ek(1), later).unwrap();
@@ -1086,7 +1093,13 @@ fn an_ek_that_waits_has_one_row_with_what_it_asked_for_last(fixture: &Fixture) {
     let eks: Vec<_> = rows.iter().map(|row| row.waiting.ek_id).collect();
     assert_eq!(eks.len(), 2, "{rows:?}");
     let row = rows.iter().find(|row| row.waiting.ek_id == ek(1)).unwrap();
-    assert_eq!(row.waiting, later);
+    assert_eq!(row.waiting, Waiting { device_id: stranger(1, 0).device_id, ..later });
+    // Whoever asks to be somebody else does not change what the operator looks at.
+    let other = Waiting { device_id: Some(id("somebody")), ..stranger(1, 80) };
+    enter(&mut store, Act::Ask(other.clone())).unwrap();
+    let found =
+        store.pending().unwrap().into_iter().find(|row| row.waiting.ek_id == ek(1)).unwrap();
+    assert_eq!(found.waiting, Waiting { device_id: stranger(1, 0).device_id, ..other });
     enter(&mut store, Act::Ask(stranger(1, 90))).unwrap();
     let row = &store.pending().unwrap()[eks.iter().position(|it| *it == ek(1)).unwrap()];
     assert_eq!(row.waiting, stranger(1, 90));
@@ -1171,7 +1184,9 @@ fn a_change_of_anchors_changes_their_version(fixture: &Fixture) {
     assert_eq!(anchors_version(&mut store), versions[1]);
     assert_eq!(store.add_anchor(&anchor(2)).unwrap(), Trusted::Added);
     versions.push(anchors_version(&mut store));
+    enter(&mut store, Act::Ask(stranger(1, 0))).unwrap();
     assert!(store.remove_anchor(&[1; 32]).unwrap());
+    assert_eq!(store.pending().unwrap(), [], "it may have waited because of that vendor");
     versions.push(anchors_version(&mut store));
     assert_eq!(store.add_anchor(&anchor(3)).unwrap(), Trusted::Added);
     versions.push(anchors_version(&mut store));
