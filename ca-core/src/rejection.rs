@@ -273,8 +273,9 @@ impl Rejection {
 /// A quarter of the time that a device has waited: operators approve new devices within minutes,
 /// and old ones when they come to it.
 fn come_back_after(waited: Duration) -> u32 {
-    let quarter = u32::try_from(waited.whole_seconds() / 4).unwrap_or_default();
-    quarter.clamp(SHORTEST_PENDING_S, LONGEST_PENDING_S)
+    let quarter = waited.whole_seconds() / 4;
+    let bounded = quarter.clamp(SHORTEST_PENDING_S.into(), LONGEST_PENDING_S.into());
+    u32::try_from(bounded).unwrap_or(LONGEST_PENDING_S)
 }
 
 /// A device's clock, if it shows a time that a calendar has.

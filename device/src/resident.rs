@@ -271,7 +271,7 @@ impl Agent<'_> {
             }
             Heard::Over(number, trouble) => return self.over(number, trouble),
             Heard::Retrying(reason) => {
-                let text = format!("the CA has not granted it yet, and is asked again: {reason}");
+                let text = format!("not done yet, and the CA is asked again: {reason}");
                 self.lines.trouble(&self.systemd, &text, None);
             }
             Heard::Refusal(text) => self.lines.trouble(&self.systemd, &text, None),

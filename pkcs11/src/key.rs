@@ -120,7 +120,7 @@ impl TokenKey {
         // A token may have been replaced by another one with a key of the same name, and one that
         // fails may give the key away by a wrong signature.
         if !self.public.verifies(message, &signature) {
-            let text = "its signature is not by the key of the certificate";
+            let text = "it signs with another key than that of the certificate, or wrongly";
             return Err(Failure::new(Cause::OtherKey, text));
         }
         Ok(signature)

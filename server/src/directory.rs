@@ -580,7 +580,7 @@ impl Directory {
     }
 
     /// Certificates for devices that do not exist, to try a broker with. Each is valid for ten
-    /// minutes from its time in `from`; see [`Authority::throw_away_device`]. They are not on
+    /// minutes from its time in `from`; see [`Issuer::throw_away_device`]. They are not on
     /// record yet.
     ///
     /// # Errors

@@ -515,7 +515,7 @@ fn pkcs11_other_key_of_the_same_name_signs_nothing() -> Result<()> {
     it.lab.reload()?;
     wanting.is_sent_away(&mut it.client()?)?;
     let log = it.lab.server.log();
-    ensure!(log.contains("not the key of the certificate"), "{log}");
+    ensure!(log.contains("another key than that of the certificate"), "{log}");
     let issued = it.lab.dir.list("certs")?;
     ensure!(issued.is_empty(), "{issued:?}");
     Ok(())
