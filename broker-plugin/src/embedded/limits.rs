@@ -95,7 +95,7 @@ pub(super) const OF_BACKEND: usize = 64;
 pub(super) const CLIENT_PACE: Rate = Rate::per_second(128, 1024);
 
 /// Packets that a client is heard with even when all others are busy. A thousand that use up theirs
-/// at once cost about what [`rush`] lets all clients have in two seconds.
+/// at once cost about what [`rush`] lets all clients have in a second.
 pub(super) const CALM: Rate = Rate::per_second(8, 16);
 
 /// Packets above [`CALM`] of all clients of a listener together. `threads` serve connections; this
