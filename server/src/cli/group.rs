@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use assay_ca_core::{
-    Answer, CaKey, Conditions, EkPrefix, Firmware, Group, GroupName, Groups, Manufacturer, Terms,
+    Answer, CaKey, Conditions, EkPrefix, Firmware, Group, GroupName, Groups, Manufacturer,
 };
 use assay_server::directory::Directory;
 use assay_server::operations::documents;
@@ -10,7 +10,7 @@ use assay_server::operations::groups::{self, Place};
 use assay_server::rfc3339;
 use assay_store::Store;
 use assay_wire::Flow;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use time::OffsetDateTime;
 
 use super::{list, table};
@@ -18,14 +18,14 @@ use super::{list, table};
 #[derive(Subcommand)]
 pub(crate) enum GroupCommand {
     /// Add a group
-    #[command(after_help = ADD_EXAMPLES)]
+    #[command(after_help = ADD_EXAMPLES, group = ArgGroup::new(ANSWER).required(true))]
     Add {
         /// 1 to 64 letters, digits, dots, underscores and hyphens
         name: GroupName,
         #[command(flatten)]
         rule: Rule,
         #[command(flatten)]
-        answer: NewAnswer,
+        answer: AnswerArgs,
         #[command(flatten)]
         place: PlaceArgs,
     },
@@ -48,7 +48,7 @@ pub(crate) enum GroupCommand {
         #[arg(long, value_name = "WHAT", value_delimiter = ',')]
         without: Vec<Part>,
         #[command(flatten)]
-        answer: OtherAnswer,
+        answer: AnswerArgs,
         #[command(flatten)]
         place: PlaceArgs,
     },
@@ -102,30 +102,15 @@ pub(crate) struct Rule {
 }
 
 #[derive(Args)]
-#[group(required = true, multiple = false)]
-pub(crate) struct NewAnswer {
+pub(crate) struct AnswerArgs {
     /// Admit these devices
-    #[arg(long)]
+    #[arg(long, group = ANSWER)]
     admit: bool,
     /// Have them wait until an operator approves them: `assay pending`
-    #[arg(long)]
+    #[arg(long, group = ANSWER)]
     ask: bool,
     /// Refuse them, also those that are registered
-    #[arg(long)]
-    refuse: bool,
-}
-
-#[derive(Args)]
-#[group(multiple = false)]
-pub(crate) struct OtherAnswer {
-    /// Admit these devices
-    #[arg(long)]
-    admit: bool,
-    /// Have them wait until an operator approves them: `assay pending`
-    #[arg(long)]
-    ask: bool,
-    /// Refuse them, also those that are registered
-    #[arg(long)]
+    #[arg(long, group = ANSWER)]
     refuse: bool,
 }
 
@@ -161,30 +146,19 @@ impl GroupCommand {
         let store = &mut *directory.store()?;
         match self {
             Self::Add { name, rule, answer, place } => {
-                let empty = Group {
-                    name,
-                    conditions: Conditions::default(),
-                    answer: chosen(answer.admit, answer.ask).unwrap_or(Answer::Refuse),
-                    terms: Terms::default(),
-                };
+                let answer = answer.chosen().context("one of --admit, --ask and --refuse")?;
+                let (conditions, terms) = Default::default();
+                let empty = Group { name, conditions, answer, terms };
                 let group = rule.put_on(&rule.keys(store)?, empty);
                 let place = place.chosen().unwrap_or(Place::Asked);
                 groups::edit(store, |groups| place.put(groups, group.clone()))?;
-                tell_place(&groups::list(store)?, &group.name);
-                if group.answer == Answer::Refuse && group.conditions.need_a_certificate() {
-                    eprintln!(
-                        "an EK on the enrolment list needs no certificate, and this group is not \
-                         for one that shows none: for such a device, --ek or `assay enroll disable`"
-                    );
-                }
-                Ok(())
+                tell(&groups::list(store)?, &group.name)
             }
             Self::List(list::Json { json }) => list_all(&groups::list(store)?, json),
             Self::Show { name, json } => show(&groups::list(store)?, &name, json.json),
             Self::Update { name, rule, without, answer, place } => {
                 let keys = rule.keys(store)?;
-                let refuse = answer.refuse.then_some(Answer::Refuse);
-                let answer = chosen(answer.admit, answer.ask).or(refuse);
+                let answer = answer.chosen();
                 // Somebody else may change the same group.
                 groups::edit(store, |groups| {
                     let mut group = groups.get(&name)?.clone();
@@ -196,8 +170,7 @@ impl GroupCommand {
                         None => groups.replacing(group),
                     }
                 })?;
-                tell_place(&groups::list(store)?, &name);
-                Ok(())
+                tell(&groups::list(store)?, &name)
             }
             Self::Remove { name } => {
                 groups::edit(store, |groups| Ok(groups.without(&name)?.0))?;
@@ -208,11 +181,10 @@ impl GroupCommand {
     }
 }
 
-fn chosen(admit: bool, ask: bool) -> Option<Answer> {
-    match (admit, ask) {
-        (true, _) => Some(Answer::Admit),
-        (_, true) => Some(Answer::Ask),
-        _ => None,
+impl AnswerArgs {
+    fn chosen(&self) -> Option<Answer> {
+        let given = [self.admit, self.ask, self.refuse].into_iter().zip(Answer::ALL);
+        given.into_iter().find_map(|(is_given, answer)| is_given.then_some(answer))
     }
 }
 
@@ -272,10 +244,19 @@ impl Part {
     }
 }
 
-fn tell_place(groups: &Groups, name: &GroupName) {
+/// Says where a group is asked, and what it does not do.
+fn tell(groups: &Groups, name: &GroupName) -> Result<()> {
     let names: Vec<_> = groups.all().iter().map(|group| group.name.as_str()).collect();
     let place = names.iter().position(|other| *other == name.as_str()).unwrap_or_default();
     eprintln!("{name} is asked as number {} of {}: {}", place + 1, names.len(), names.join(", "));
+    let group = groups.get(name)?;
+    if group.answer == Answer::Refuse && group.conditions.need_a_certificate() {
+        eprintln!(
+            "an EK on the enrolment list needs no certificate, and this group is not for one that \
+             shows none: for such a device, --ek or `assay enroll disable`"
+        );
+    }
+    Ok(())
 }
 
 fn list_all(groups: &Groups, json: bool) -> Result<()> {
@@ -344,6 +325,8 @@ fn time(text: &str) -> Result<OffsetDateTime, String> {
     time.ok_or_else(|| "expected a time of RFC 3339, or a day: YYYY-MM-DD".to_owned())
 }
 
+/// Of these options, one at most.
+const ANSWER: &str = "answer";
 const CONDITIONS: &[&str] = &["issuers", "manufacturers", "models", "firmware", "enrolled", "eks"];
 const TERMS: &[&str] = &["flows", "not_before", "not_after", "quota"];
 const ADD_EXAMPLES: &str = "\

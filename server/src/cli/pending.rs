@@ -81,7 +81,8 @@ impl Pending {
             Self::Refuse { which } => {
                 let rows = which.selection().find(store)?;
                 pending::turn_away(store, &rows, &operator, now)?;
-                tell("refused, and disabled", &rows);
+                eprintln!("refused, and disabled: {}", rows.len());
+                rows.iter().for_each(|row| table::print_line(row.waiting.ek_id));
                 Ok(())
             }
         }
@@ -99,11 +100,6 @@ fn naming(text: &str) -> Result<Naming, String> {
         Some(pattern) => Ok(Naming::Numbered(pattern)),
         None => text.parse().map(Naming::Name).map_err(|error| format!("{error}")),
     }
-}
-
-fn tell(what: &str, rows: &[PendingRow]) {
-    eprintln!("{what}: {}", rows.len());
-    rows.iter().for_each(|row| table::print_line(row.waiting.ek_id));
 }
 
 fn list_all(store: &mut dyn Store, json: bool) -> Result<()> {
