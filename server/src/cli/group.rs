@@ -6,7 +6,7 @@ use assay_ca_core::{
 };
 use assay_server::directory::Directory;
 use assay_server::operations::documents;
-use assay_server::operations::groups::{self, Place};
+use assay_server::operations::groups::{self, Position};
 use assay_server::rfc3339;
 use assay_store::Store;
 use assay_wire::Flow;
@@ -150,7 +150,7 @@ impl GroupCommand {
                 let (conditions, terms) = Default::default();
                 let empty = Group { name, conditions, answer, terms };
                 let group = rule.put_on(&rule.keys(store)?, empty);
-                let place = place.chosen().unwrap_or(Place::Asked);
+                let place = place.chosen().unwrap_or(Position::Asked);
                 groups::edit(store, |groups| place.put(groups, group.clone()))?;
                 tell(&groups::list(store)?, &group.name)
             }
@@ -189,9 +189,9 @@ impl AnswerArgs {
 }
 
 impl PlaceArgs {
-    fn chosen(&self) -> Option<Place> {
-        let before = self.before.clone().map(Place::Before);
-        before.or_else(|| self.position.map(Place::Number))
+    fn chosen(&self) -> Option<Position> {
+        let before = self.before.clone().map(Position::Before);
+        before.or_else(|| self.position.map(Position::Number))
     }
 }
 

@@ -40,7 +40,7 @@ pub fn edit(
 
 /// Where a group stands among the others.
 #[derive(Clone, Debug)]
-pub enum Place {
+pub enum Position {
     /// In front of this one.
     Before(GroupName),
     /// Counted from 1; behind all others if there are fewer.
@@ -50,7 +50,7 @@ pub enum Place {
     Asked,
 }
 
-impl Place {
+impl Position {
     /// The groups with this one, which is not among them.
     ///
     /// # Errors
@@ -63,10 +63,9 @@ impl Place {
                 groups.with(group, behind.map(|behind| &behind.name))
             }
             Self::Asked => {
-                let is_for_all = |group: &&Group| group.conditions == Conditions::default();
-                let behind = match is_for_all(&&group) {
+                let behind = match is_for_all(&group) {
                     true => None,
-                    false => groups.all().iter().find(is_for_all),
+                    false => groups.all().iter().find(|other| is_for_all(other)),
                 };
                 groups.with(group, behind.map(|behind| &behind.name))
             }
@@ -103,19 +102,25 @@ pub fn admit_vendors<'a>(
             answer: Answer::Admit,
             terms: Terms::default(),
         };
-        edit(store, |groups| {
-            let all = groups.all();
-            let is_for_all = |group: &Group| group.conditions == Conditions::default();
-            let asked = all.iter().position(is_for_all).unwrap_or(all.len());
-            let refuses = |group: &Group| group.answer == Answer::Refuse;
-            let behind = all[..asked].iter().rposition(refuses).map_or(0, |last| last + 1);
-            let asks = all.iter().position(|group| group.answer == Answer::Ask);
-            let before = all.get(asks.unwrap_or(all.len()).max(behind));
-            groups.with(group.clone(), before.map(|before| &before.name))
-        })?;
+        edit(store, |groups| groups.with(group.clone(), behind_vendors(groups)))?;
         new.push(name);
     }
     Ok(new)
+}
+
+fn is_for_all(group: &Group) -> bool {
+    group.conditions == Conditions::default()
+}
+
+/// The group in front of which a vendor's stands: the first one that asks, or one behind it, because
+/// a group that refuses and is asked at all goes first.
+fn behind_vendors(groups: &Groups) -> Option<&GroupName> {
+    let all = groups.all();
+    let asked = all.iter().position(is_for_all).unwrap_or(all.len());
+    let refuses = |group: &Group| group.answer == Answer::Refuse;
+    let behind_refusals = all[..asked].iter().rposition(refuses).map_or(0, |last| last + 1);
+    let asks = all.iter().position(|group| group.answer == Answer::Ask).unwrap_or(all.len());
+    all.get(asks.max(behind_refusals)).map(|group| &group.name)
 }
 
 /// The groups that `trust add --admit` made for CAs that are trusted no more.
@@ -182,23 +187,40 @@ const MIN_PREFIX: usize = 8;
 mod tests {
     use super::*;
 
+    fn named(name: &str, manufacturer: Option<&str>, answer: Answer) -> Group {
+        let manufacturers = manufacturer.map(|id| id.parse().unwrap()).into_iter().collect();
+        Group {
+            name: name.parse().unwrap(),
+            conditions: Conditions { manufacturers, ..Conditions::default() },
+            answer,
+            terms: Terms::default(),
+        }
+    }
+
     #[test]
     fn group_stands_where_it_is_asked_unless_it_is_for_every_ek() {
         let groups = Groups::of_new_ca();
-        let named = |name: &str, manufacturer: Option<&str>| Group {
-            name: name.parse().unwrap(),
-            conditions: Conditions {
-                manufacturers: manufacturer.map(|id| id.parse().unwrap()).into_iter().collect(),
-                ..Conditions::default()
-            },
-            answer: Answer::Admit,
-            terms: Terms::default(),
-        };
-        let names = |groups: Groups| {
+        let put = |group| {
+            let groups = Position::Asked.put(&groups, group).unwrap();
             groups.all().iter().map(|group| group.name.to_string()).collect::<Vec<_>>()
         };
-        let put = |group| names(Place::Asked.put(&groups, group).unwrap());
-        assert_eq!(put(named("pumps", Some("id:49465800"))), ["enrolled", "pumps", "vendors"]);
-        assert_eq!(put(named("rest", None)), ["enrolled", "vendors", "rest"]);
+        let pumps = named("pumps", Some("id:49465800"), Answer::Admit);
+        assert_eq!(put(pumps), ["enrolled", "pumps", "vendors"]);
+        assert_eq!(put(named("rest", None, Answer::Admit)), ["enrolled", "vendors", "rest"]);
+    }
+
+    #[test]
+    fn vendor_stands_before_the_first_group_that_asks_and_behind_those_that_refuse() {
+        let new = Groups::of_new_ca();
+        assert_eq!(behind_vendors(&new).unwrap().as_str(), "vendors");
+        let with = |groups: &Groups, group| Position::Asked.put(groups, group).unwrap();
+        let odd = with(&new, named("odd", Some("id:49465800"), Answer::Ask));
+        assert_eq!(behind_vendors(&odd).unwrap().as_str(), "odd");
+        let bad = with(&odd, named("bad", Some("id:00001014"), Answer::Refuse));
+        assert_eq!(behind_vendors(&bad).unwrap().as_str(), "vendors");
+        // Behind the one for every EK, a refusal is not asked.
+        let unasked = with(&odd, named("rest", None, Answer::Refuse));
+        assert_eq!(behind_vendors(&unasked).unwrap().as_str(), "odd");
+        assert_eq!(behind_vendors(&Groups::default()), None);
     }
 }

@@ -239,6 +239,33 @@ mod tests {
         }
     }
 
+    /// Otherwise whoever is refused a few times a second keeps all refusals from the audit.
+    #[test]
+    fn refusals_are_in_the_audit_soon_although_others_come_all_the_time() {
+        let parent = tempfile::tempdir().unwrap();
+        Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+        let database = Database::Sqlite(parent.path().join("ca/assay.db"));
+        let mut store = database.open().unwrap();
+        let pruning = Pruning { retention: Retention::default(), gate: Arc::new(Gate::default()) };
+        let (writes, written) = crossbeam_channel::unbounded();
+        let (again, _stale) = crossbeam_channel::bounded(1);
+        let outbox = Outbox::new("default".parse().unwrap(), tokio::sync::mpsc::channel(1).0);
+        let recorder = database.open().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                run(recorder, &pruning, &written, &again, &outbox, &DecisionLog::default());
+            });
+            let until = Instant::now() + 2 * LONGEST_DELAY;
+            while Instant::now() < until {
+                writes.send(Write::Audit(an_entry())).unwrap();
+                std::thread::sleep(AUDIT_DELAY / 4);
+            }
+            let found = store.audit(u32::MAX).unwrap().len();
+            drop(writes);
+            assert!(found > 0);
+        });
+    }
+
     #[test]
     fn what_is_too_much_for_one_call_is_forgotten_by_calls_soon_after() {
         let parent = tempfile::tempdir().unwrap();
