@@ -427,6 +427,27 @@ fn pkcs11_token_that_is_taken_out_means_busy_until_it_is_back() -> Result<()> {
 }
 
 #[test]
+fn pkcs11_key_that_is_away_stops_the_list_of_no_other_issuing_ca() -> Result<()> {
+    let it = TokenLab::open()?;
+    it.assay(&["issuing", "new", "--from", "now"])?;
+    let rows = it.assay(&["issuing", "list", "--json"])?;
+    let keys = rows.lines().map(|row| {
+        let row: Value = serde_json::from_str(row)?;
+        Ok(row["key_id"].as_str().context("a key")?.to_owned())
+    });
+    let keys = keys.collect::<Result<Vec<_>>>()?;
+    let [in_token, in_file] = &keys[..] else { bail!("{rows}") };
+    it.lab.reload()?;
+    let _taken = it.hsm.take_out(0)?;
+    it.assay(&["crl", "--issuer", in_file, "--out", "/dev/null"])?;
+    for arguments in [&["--issuer", in_token][..], &["--pem"]] {
+        let said = it.fails(&[&["crl"], arguments].concat())?;
+        ensure!(said.contains("assay keys test"), "{said}");
+    }
+    Ok(())
+}
+
+#[test]
 fn pkcs11_ca_starts_without_its_token_and_signs_when_it_is_there() -> Result<()> {
     let mut it = TokenLab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
