@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -206,6 +206,24 @@ fn list_is_written_through_no_link() -> Result<()> {
         !list.is_symlink() && fs::read_to_string(&list)?.matches("BEGIN X509 CRL").count() == 2
     );
     ensure!(list.metadata()?.permissions().mode() & 0o777 == 0o644, "brokers read it");
+    Ok(())
+}
+
+/// As root, `--out /dev/null` would else put a file where every program expects the device.
+#[test]
+fn list_is_written_to_a_pipe_that_stays_one() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let place = tempfile::tempdir()?;
+    let pipe = place.path().join("pipe");
+    run(tool("mkfifo")?.arg(&pipe))?;
+    let mut reader = tool("cat")?.arg(&pipe).stdout(Stdio::piped()).spawn()?;
+    run(dir.assay(&["crl", "--pem", "--out"])?.arg(&pipe))?;
+    let is_pipe = pipe.metadata()?.file_type().is_fifo();
+    if !is_pipe {
+        reader.kill()?;
+    }
+    let list = String::from_utf8(reader.wait_with_output()?.stdout)?;
+    ensure!(is_pipe && list.matches("BEGIN X509 CRL").count() == 2, "{list}");
     Ok(())
 }
 

@@ -28,7 +28,7 @@ pub(super) struct ExportArgs {
     /// it.
     #[arg(long)]
     format: Format,
-    /// Where to write it, with mode 0600. [default: stdout]
+    /// Where to write it: a file, which gets mode 0600, a device or a pipe. [default: stdout]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -64,6 +64,9 @@ impl KeyCommand {
 
 /// Replaces the file as a whole, so that a reader finds the old or the new one.
 fn write(path: &Path, contents: &str) -> io::Result<()> {
+    if !may_be_replaced(path) {
+        return OpenOptions::new().write(true).open(path)?.write_all(contents.as_bytes());
+    }
     let mut new = path.to_path_buf().into_os_string();
     new.push(".new");
     match fs::remove_file(&new) {
@@ -74,4 +77,44 @@ fn write(path: &Path, contents: &str) -> io::Result<()> {
     file.write_all(contents.as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, path)
+}
+
+/// Not a device or a pipe, which other programs need as it is: root could put a file at the place
+/// of `/dev/null`. `/dev/stdout` is a link that may lead to a file.
+fn may_be_replaced(path: &Path) -> bool {
+    !path.starts_with("/dev") && (path.is_file() || !path.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// As root, `--out /dev/null` would else put a file where every program expects the device.
+    #[test]
+    fn pipe_is_written_to_and_stays_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let mut reader = Command::new("cat").arg(&pipe).stdout(Stdio::piped()).spawn().unwrap();
+        write(&pipe, "key").unwrap();
+        let is_pipe = pipe.metadata().unwrap().file_type().is_fifo();
+        if !is_pipe {
+            reader.kill().unwrap();
+        }
+        assert_eq!(reader.wait_with_output().unwrap().stdout, b"key");
+        assert!(is_pipe);
+    }
+
+    #[test]
+    fn file_is_replaced_and_for_its_owner_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("device.key");
+        fs::write(&file, "of before, and longer").unwrap();
+        write(&file, "key").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"key");
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
 }

@@ -1,6 +1,6 @@
 //! `assay crl`: the revocation lists, for brokers that read them from a file.
 
-use std::fs::Permissions;
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{IsTerminal, Write, stdout};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub(crate) struct Crl {
     #[arg(long, value_name = "KEY", conflicts_with = "pem")]
     issuer: Option<KeyId>,
     /// Write to this file instead of standard output; readers see the old content or the new one,
-    /// never a part
+    /// never a part. A device or a pipe is written to
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -58,6 +58,9 @@ impl Crl {
 
 /// The new file has a name that nobody can foresee, and so no link of another user at its place.
 fn replace(file: &Path, content: &[u8]) -> Result<()> {
+    if !may_be_replaced(file) {
+        return Ok(OpenOptions::new().write(true).open(file)?.write_all(content)?);
+    }
     let directory = file
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
@@ -69,4 +72,10 @@ fn replace(file: &Path, content: &[u8]) -> Result<()> {
     new.as_file().sync_all()?;
     new.persist(file)?;
     Ok(())
+}
+
+/// Not a device or a pipe, which other programs need as it is: root could put a file at the place
+/// of `/dev/null`. `/dev/stdout` is a link that may lead to a file.
+fn may_be_replaced(file: &Path) -> bool {
+    !file.starts_with("/dev") && (file.is_file() || !file.exists())
 }
