@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use assay_ca_core::{Reprovision, SharedKeyOnRecord};
+use assay_ca_core::{EkFacts, Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
@@ -29,6 +29,8 @@ pub struct NewEnrolment {
     pub disabled: Option<bool>,
     /// What the operator's list says besides. If this is empty, the tags on record stay.
     pub tags: Tags,
+    /// What is known of its TPM from a certificate.
+    pub facts: Option<EkFacts>,
     /// The time of the enrolment.
     pub added_at: OffsetDateTime,
 }
@@ -75,6 +77,8 @@ pub struct EnrolmentRow {
     pub shared_key: Option<SharedKeyOnRecord>,
     /// What else the operator's list says of it.
     pub tags: Tags,
+    /// What is known of its TPM from a certificate; `None` without an enrolment.
+    pub facts: Option<EkFacts>,
     /// When it was enrolled; if it was not, when it was registered; if neither, when it was
     /// disabled. In seconds since 1970.
     pub added_at: i64,

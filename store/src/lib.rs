@@ -19,6 +19,7 @@ mod database;
 mod enrolments;
 mod epoch;
 mod error;
+mod facts;
 mod groups;
 mod identities;
 mod pending;

@@ -151,14 +151,11 @@ pub(crate) const TABLES: &[Table] = &[
         order: Order::Key,
         columns: &[
             bytes("ek_id"),
-            text("vendor"),
-            text("manufacturer"),
-            text("model"),
-            text("firmware"),
             text("flow"),
             text("device_id"),
             number("first_seen"),
             number("last_seen"),
+            text("facts"),
         ],
     },
     Table {
@@ -173,6 +170,7 @@ pub(crate) const TABLES: &[Table] = &[
             number("added_at"),
             text("tags"),
             truth("plain_srk"),
+            text("facts"),
         ],
     },
     Table {

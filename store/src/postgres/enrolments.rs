@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 
-use assay_ca_core::{Reprovision, SharedKeyOnRecord};
+use assay_ca_core::{EkFacts, Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
 use postgres::Row;
 use time::OffsetDateTime;
 
 use super::audit::add_to_audit;
-use super::columns::{device_id, ek_id, optional, optional_small, parsed, small};
+use super::columns::{device_id, ek_facts, ek_id, optional, optional_small, parsed, small};
 use super::connection::Postgres;
 use super::pending::forget;
 use super::session::Session;
@@ -19,6 +19,7 @@ use crate::enrolments::{
     EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags, decide,
 };
 use crate::error::StoreError;
+use crate::facts;
 
 impl Postgres {
     pub(super) fn enroll_all(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
@@ -185,6 +186,7 @@ fn enrolled(known: Option<EnrolmentRow>, new: &NewEnrolment) -> EnrolmentRow {
         registered: known.as_ref().is_some_and(|known| known.registered),
         shared_key: known.and_then(|known| known.shared_key),
         tags: new.tags.clone(),
+        facts: new.facts.clone(),
         added_at: new.added_at.unix_timestamp(),
     }
 }
@@ -216,9 +218,20 @@ fn put_on_list(
         let times: Vec<_> = added.iter().map(|new| new.added_at.unix_timestamp()).collect();
         let all_tags: Vec<_> = added.iter().map(|new| tags(new)).collect();
         let plain: Vec<_> = added.iter().map(|new| new.plain_srk.unwrap_or_default()).collect();
+        let known: Vec<_> = added.iter().map(|new| new.facts.as_ref().map(facts::json)).collect();
         session.execute(
             ADD,
-            &[&eks, &devices, &recognised, &reprovision, &legacy, &times, &all_tags, &plain],
+            &[
+                &eks,
+                &devices,
+                &recognised,
+                &reprovision,
+                &legacy,
+                &times,
+                &all_tags,
+                &plain,
+                &known,
+            ],
         )?;
     }
     let disabled: Vec<_> = added
@@ -239,6 +252,21 @@ fn put_on_list(
         let (eks, tags): (Vec<_>, Vec<_>) = retagged.into_iter().unzip();
         session.execute(RETAG, &[&eks, &tags])?;
     }
+    Ok(())
+}
+
+/// Notes what certificates said of EKs, of each the last, if they are enrolled.
+pub(super) fn learn(
+    session: &mut Session,
+    learnt: impl Iterator<Item = (EkId, EkFacts)>,
+) -> Result<(), StoreError> {
+    let last: HashMap<_, _> = learnt.collect();
+    if last.is_empty() {
+        return Ok(());
+    }
+    let eks: Vec<_> = last.keys().map(|ek| &ek.as_bytes()[..]).collect();
+    let known: Vec<_> = last.values().map(facts::json).collect();
+    session.execute(LEARN, &[&eks, &known])?;
     Ok(())
 }
 
@@ -266,13 +294,14 @@ fn enrolment_row(row: &Row) -> Result<EnrolmentRow, StoreError> {
             None => Tags::new(),
         },
         plain_srk: row.get(11),
+        facts: ek_facts(row, 13)?,
     })
 }
 
 const KNOWN: &str = "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised,
         e.reprovision, coalesce(e.legacy_dps_ek, false), l.since IS NOT NULL, d.ek_id IS NOT NULL,
         s.generation, s.is_used, coalesce(e.added_at, d.registered_at, l.since), e.tags,
-        coalesce(e.plain_srk, false), s.plain_srk_generation
+        coalesce(e.plain_srk, false), s.plain_srk_generation, e.facts
     FROM (SELECT DISTINCT unnest($1::bytea[]) AS ek_id) k LEFT JOIN enrolments e USING (ek_id)
          LEFT JOIN devices d USING (ek_id) LEFT JOIN disabled_eks l USING (ek_id)
          LEFT JOIN shared_keys s USING (ek_id)
@@ -280,7 +309,7 @@ const KNOWN: &str = "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recog
 const ALL: &str = "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised,
         e.reprovision, coalesce(e.legacy_dps_ek, false), l.since IS NOT NULL, d.ek_id IS NOT NULL,
         s.generation, s.is_used, coalesce(e.added_at, d.registered_at, l.since) AS added_at, e.tags,
-        coalesce(e.plain_srk, false), s.plain_srk_generation
+        coalesce(e.plain_srk, false), s.plain_srk_generation, e.facts
     FROM (SELECT ek_id FROM enrolments UNION SELECT ek_id FROM devices
           UNION SELECT ek_id FROM disabled_eks) k LEFT JOIN enrolments e USING (ek_id)
          LEFT JOIN devices d USING (ek_id) LEFT JOIN disabled_eks l USING (ek_id)
@@ -300,10 +329,13 @@ const REVOKE: &str =
     "UPDATE certificates SET der = CASE WHEN status = 'active' THEN der ELSE '' END,
     status = 'revoked', ended_at = $2 WHERE ek_id = $1 AND status IN ('unconfirmed', 'active')";
 const ADD: &str = "INSERT INTO enrolments
-    (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at, tags, plain_srk)
+    (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at, tags, plain_srk,
+     facts)
     SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::int8[],
-                         $7::text[], $8::bool[])";
+                         $7::text[], $8::bool[], $9::text[])";
 pub(super) const DISABLE: &str = "INSERT INTO disabled_eks (ek_id, since)
     SELECT * FROM unnest($1::bytea[], $2::int8[]) ON CONFLICT DO NOTHING";
+const LEARN: &str = "UPDATE enrolments e SET facts = n.facts
+    FROM unnest($1::bytea[], $2::text[]) n(ek_id, facts) WHERE e.ek_id = n.ek_id";
 const RETAG: &str = "UPDATE enrolments e SET tags = n.tags
     FROM unnest($1::bytea[], $2::text[]) n(ek_id, tags) WHERE e.ek_id = n.ek_id";

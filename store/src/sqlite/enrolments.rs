@@ -1,12 +1,12 @@
 //! The enrolment list: EKs that an operator vouches for, and devices that an operator disabled or
 //! removed.
 
-use assay_ca_core::{Reprovision, SharedKeyOnRecord};
+use assay_ca_core::{EkFacts, Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use time::OffsetDateTime;
 
-use super::columns::{ek_id, optional_device_id, parsed, unreadable};
+use super::columns::{ek_facts, ek_id, optional_device_id, parsed, unreadable};
 use super::connection::{Sqlite, Transaction};
 use super::pending::forget;
 use super::records::holder;
@@ -15,6 +15,7 @@ use crate::enrolments::{
     EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags, decide,
 };
 use crate::error::StoreError;
+use crate::facts;
 
 impl Sqlite {
     /// Puts EKs on the enrolment list: all of them, or none if one of them cannot be enrolled. The
@@ -178,6 +179,14 @@ impl Sqlite {
     }
 }
 
+impl Transaction<'_> {
+    pub(super) fn learn(&self, ek: &EkId, learnt: &EkFacts) -> Result<(), StoreError> {
+        let update = "UPDATE enrolments SET facts = ?2 WHERE ek_id = ?1";
+        self.0.prepare_cached(update)?.execute(params![ek.as_bytes(), facts::json(learnt)])?;
+        Ok(())
+    }
+}
+
 pub(super) fn set_disabled(
     connection: &Connection,
     ek: &EkId,
@@ -216,8 +225,8 @@ fn enroll(
     connection
         .prepare_cached(
             "INSERT INTO enrolments (ek_id, device_id, recognised, reprovision, legacy_dps_ek, \
-             added_at, tags, plain_srk)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+             added_at, tags, plain_srk, facts)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?
         .execute(params![
             new.ek_id.as_bytes(),
@@ -227,7 +236,8 @@ fn enroll(
             new.legacy_dps_ek.unwrap_or_default(),
             new.added_at.unix_timestamp(),
             tags,
-            new.plain_srk.unwrap_or_default()
+            new.plain_srk.unwrap_or_default(),
+            new.facts.as_ref().map(facts::json)
         ])?;
     if new.disabled == Some(true) {
         set_disabled(connection, &new.ek_id, true, new.added_at)?;
@@ -255,7 +265,7 @@ fn what_is_known_of(eks: &str) -> String {
                 l.since IS NOT NULL, d.ek_id IS NOT NULL, s.generation, s.is_used,
                 coalesce(e.added_at, d.registered_at, l.since) AS added_at, e.tags, \
          coalesce(e.plain_srk, 0),
-                s.plain_srk_generation
+                s.plain_srk_generation, e.facts
          FROM ({eks}) k LEFT JOIN enrolments e USING (ek_id) LEFT JOIN devices d USING (ek_id)
               LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)"
     )
@@ -283,5 +293,6 @@ fn enrolment_row(row: &Row<'_>) -> rusqlite::Result<EnrolmentRow> {
             Some(tags) => serde_json::from_str(&tags).map_err(|error| unreadable(10, error))?,
             None => Tags::new(),
         },
+        facts: ek_facts(row, 13)?,
     })
 }

@@ -42,6 +42,7 @@ on_both! {
     an_ek_that_waits_has_one_row_with_what_it_asked_for_last,
     of_too_many_eks_that_wait_those_not_heard_of_for_longest_make_way,
     approved_eks_are_enrolled_and_wait_no_more,
+    what_a_certificate_said_is_kept_with_an_enrolment_and_only_there,
     approval_that_cannot_be_is_as_if_there_had_been_none,
     eks_turned_away_are_disabled_and_wait_no_more,
     a_confirmed_certificate_supersedes_and_registers,
@@ -1114,6 +1115,27 @@ fn an_ek_that_waits_has_one_row_with_what_it_asked_for_last(fixture: &Fixture) {
     assert_eq!(store.pending().unwrap(), []);
 }
 
+fn what_a_certificate_said_is_kept_with_an_enrolment_and_only_there(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let known = |store: &mut Any, n| {
+        let row = store.enrolment(&ek(n)).unwrap();
+        let (row, record) = (row?.facts, records(store, ek(n), now()).enrolment.unwrap().facts);
+        assert_eq!(row, record);
+        row
+    };
+    enroll(&mut store, ek(1), None).unwrap();
+    assert_eq!(known(&mut store, 1), None);
+    let learn = |n, model| Entry { act: Act::Learn(ek(n), facts(model)), basis: None, audit: None };
+    // In one batch, the last counts; a stranger is nobody that is known.
+    let entries = [learn(1, "Model 7"), learn(2, "Model 7"), learn(1, "Model 8")];
+    assert!(store.record(&scope(), &entries).is_ok());
+    assert_eq!(known(&mut store, 1), Some(facts("Model 8")));
+    assert_eq!(known(&mut store, 2), None);
+    store.remove(&ek(1), now()).unwrap();
+    enroll(&mut store, ek(1), None).unwrap();
+    assert_eq!(known(&mut store, 1), None);
+}
+
 fn of_too_many_eks_that_wait_those_not_heard_of_for_longest_make_way(fixture: &Fixture) {
     let mut store = fixture.store();
     let numbered = |n: u32| {
@@ -1138,10 +1160,13 @@ fn approved_eks_are_enrolled_and_wait_no_more(fixture: &Fixture) {
         enter(&mut store, Act::Ask(stranger(n, n.into()))).unwrap();
     }
     let approved = AuditEntry { action: "approve", change: Change::Made, ..decision(1, None) };
-    let new = [enrolment(ek(1), Some("pump-1")), enrolment(ek(2), None)];
+    let known = Some(facts("Model 7"));
+    let first = NewEnrolment { facts: known.clone(), ..enrolment(ek(1), Some("pump-1")) };
+    let new = [first, enrolment(ek(2), None)];
     let results = store.approve(&new, &[approved]).unwrap();
     assert!(results.iter().all(|result| matches!(result, Ok(Enrolled::Added))), "{results:?}");
     assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().device_id, Some(id("pump-1")));
+    assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().facts, known);
     assert!(store.is_enrolled(&ek(2)).unwrap());
     assert_eq!(store.audit(9).unwrap()[0].action, "approve");
     // Not even once they are removed.
@@ -1839,6 +1864,7 @@ fn enrolment(ek_id: EkId, device_id: Option<&str>) -> NewEnrolment {
         plain_srk: None,
         disabled: None,
         tags: Tags::new(),
+        facts: None,
         added_at: now(),
     }
 }

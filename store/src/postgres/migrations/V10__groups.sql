@@ -23,14 +23,14 @@ CREATE INDEX places_by_group ON places (group_name);
 
 -- EKs about which an operator is asked. Strangers make these rows, so their number is limited.
 CREATE TABLE pending (
-    ek_id        bytea PRIMARY KEY,
-    vendor       text NOT NULL,
-    manufacturer text NOT NULL,
-    model        text NOT NULL,
-    firmware     text NOT NULL,
-    flow         text NOT NULL,              -- that was asked for last
-    device_id    text COLLATE "C",
-    first_seen   bigint NOT NULL,
-    last_seen    bigint NOT NULL
+    ek_id      bytea PRIMARY KEY,
+    flow       text NOT NULL,                -- that was asked for last
+    device_id  text COLLATE "C",
+    first_seen bigint NOT NULL,
+    last_seen  bigint NOT NULL,
+    facts      text NOT NULL                 -- what the certificate says of the TPM: a JSON object
 );
 CREATE INDEX pending_by_last_seen ON pending (last_seen);
+
+-- What a certificate said of the TPM of an EK that is enrolled: a JSON object.
+ALTER TABLE enrolments ADD COLUMN facts text;
