@@ -93,6 +93,51 @@ pub struct Removed {
     pub shared_key: bool,
 }
 
+/// Another TPM for a device.
+#[derive(Clone, Debug)]
+pub struct Replacement {
+    /// The device.
+    pub device_id: DeviceId,
+    /// The EK that holds its id, and is to hold it no more.
+    pub old: EkId,
+    /// The EK of its next TPM. What is `None` in it is taken from the old one's enrolment, with the
+    /// tags; its device id is the device's.
+    pub new: NewEnrolment,
+}
+
+impl Replacement {
+    /// What is enrolled in place of this row.
+    pub(crate) fn enrolment(&self, old: Option<&EnrolmentRow>) -> NewEnrolment {
+        let mut new = self.new.clone();
+        new.device_id = Some(self.device_id.clone());
+        new.reprovision = new.reprovision.or_else(|| old?.reprovision);
+        if new.tags.is_empty() {
+            new.tags = old.map(|old| old.tags.clone()).unwrap_or_default();
+        }
+        new
+    }
+}
+
+/// What became of a [`Replacement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replaced {
+    /// The new EK holds the id.
+    Done(Removed),
+    /// Another EK holds it than the old one, or none does.
+    NotHeld,
+}
+
+/// An EK that is registered under a device id, or was until it was removed or replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenure {
+    /// The EK.
+    pub ek_id: EkId,
+    /// Since when it was registered, in seconds since 1970.
+    pub since: i64,
+    /// Until when, in the same way; `None` if it is.
+    pub until: Option<i64>,
+}
+
 /// Why an EK cannot be enrolled.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {

@@ -178,6 +178,11 @@ pub(crate) const TABLES: &[Table] = &[
         order: Order::Key,
         columns: &[text("device_id"), bytes("ek_id"), text("assurance"), number("registered_at")],
     },
+    Table {
+        name: "former_eks",
+        order: Order::Made,
+        columns: &[text("device_id"), bytes("ek_id"), number("since"), number("until")],
+    },
     Table { name: "disabled_eks", order: Order::Key, columns: &[bytes("ek_id"), number("since")] },
     Table {
         name: "certificates",

@@ -3,7 +3,7 @@
 use assay_ca_core::{Conditions, Group, Reprovision, Role, Terms};
 use assay_store::{
     AnchorRow, AuditRow, CertificateRow, ConfigurationRow, DeviceRow, EnrolmentRow,
-    IdentityCertificateRow, IdentityRow, PendingRow, Waiting,
+    IdentityCertificateRow, IdentityRow, PendingRow, Tenure, Waiting,
 };
 use assay_wire::{DeviceId, EkId, ProblemCode, Scope};
 use serde_json::{Value, json};
@@ -23,6 +23,15 @@ pub fn device(row: &DeviceRow) -> Value {
         "serial": row.serial.as_ref().map(hex::encode),
         "not_after": row.not_after.map(rfc3339::seconds),
         "shared_key": row.shared_key,
+    })
+}
+
+/// An EK that a device has, or had.
+pub fn tenure(row: &Tenure) -> Value {
+    json!({
+        "ek_id": row.ek_id.to_string(),
+        "since": rfc3339::seconds(row.since),
+        "until": row.until.map(rfc3339::seconds),
     })
 }
 

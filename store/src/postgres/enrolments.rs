@@ -16,7 +16,8 @@ use super::session::Session;
 use super::shared_keys::retire;
 use crate::audit::AuditEntry;
 use crate::enrolments::{
-    EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags, decide,
+    EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement,
+    Tags, Tenure, decide,
 };
 use crate::error::StoreError;
 use crate::facts;
@@ -72,19 +73,48 @@ impl Postgres {
         ek: &EkId,
         now: OffsetDateTime,
     ) -> Result<Option<Removed>, StoreError> {
-        let bytes = &ek.as_bytes()[..];
+        self.write(|session| remove(session, ek, now))
+    }
+
+    pub(super) fn replace_ek(
+        &mut self,
+        replacement: &Replacement,
+        audit: &[AuditEntry],
+    ) -> Result<Result<Replaced, EnrolError>, StoreError> {
+        let Replacement { device_id, old, new } = replacement;
         self.write(|session| {
-            let enrolments =
-                session.execute("DELETE FROM enrolments WHERE ek_id = $1", &[&bytes])?;
-            let devices = session.execute("DELETE FROM devices WHERE ek_id = $1", &[&bytes])?;
-            session.execute("DELETE FROM places WHERE ek_id = $1", &[&bytes])?;
-            let certificates = session.execute(REVOKE, &[&bytes, &now.unix_timestamp()])?;
-            let removed = Removed {
-                certificates: usize::try_from(certificates).map_err(StoreError::unreadable)?,
-                shared_key: retire(session, ek)?,
-            };
-            let is_known = enrolments + devices > 0 || removed != Removed::default();
-            Ok(is_known.then_some(removed))
+            let held = session.query(HOLDERS, &[&vec![device_id.as_str()]])?;
+            if held.first().map(|row| ek_id(row, 1)).transpose()? != Some(*old) {
+                return Ok(Ok(Replaced::NotHeld));
+            }
+            let rows = session.query(KNOWN, &[&vec![&old.as_bytes()[..]]])?;
+            let known = rows.first().map(enrolment_row).transpose()?;
+            let enrolment = [replacement.enrolment(known.as_ref())];
+            // As long as the old one holds the id, that is the only thing that may be wrong.
+            match judge(session, &enrolment)?.0.pop() {
+                Some(Err(EnrolError::DeviceIdTaken(_, holder))) if holder == *old => {}
+                Some(Err(error)) => return Ok(Err(error)),
+                Some(Ok(_)) | None => return Ok(Ok(Replaced::NotHeld)),
+            }
+            let removed = remove(session, old, new.added_at)?.unwrap_or_default();
+            let (results, known) = judge(session, &enrolment)?;
+            put_on_list(session, &enrolment, &results, &known)?;
+            let disabled = (vec![&old.as_bytes()[..]], vec![new.added_at.unix_timestamp()]);
+            session.execute(DISABLE, &[&disabled.0, &disabled.1])?;
+            forget(session, &[new.ek_id])?;
+            add_to_audit(session, &audit.iter().collect::<Vec<_>>())?;
+            Ok(Ok(Replaced::Done(removed)))
+        })
+    }
+
+    pub(super) fn history_of(&mut self, device: &DeviceId) -> Result<Vec<Tenure>, StoreError> {
+        self.read(|session| {
+            let rows = session.query(HISTORY, &[&device.as_str()])?;
+            rows.iter()
+                .map(|row| {
+                    Ok(Tenure { ek_id: ek_id(row, 0)?, since: row.get(1), until: row.get(2) })
+                })
+                .collect()
         })
     }
 
@@ -126,6 +156,25 @@ impl Postgres {
             Ok(changed == 1)
         })
     }
+}
+
+fn remove(
+    session: &mut Session,
+    ek: &EkId,
+    now: OffsetDateTime,
+) -> Result<Option<Removed>, StoreError> {
+    let (bytes, at) = (&ek.as_bytes()[..], now.unix_timestamp());
+    session.execute(LEAVE, &[&bytes, &at])?;
+    let enrolments = session.execute("DELETE FROM enrolments WHERE ek_id = $1", &[&bytes])?;
+    let devices = session.execute("DELETE FROM devices WHERE ek_id = $1", &[&bytes])?;
+    session.execute("DELETE FROM places WHERE ek_id = $1", &[&bytes])?;
+    let certificates = session.execute(REVOKE, &[&bytes, &at])?;
+    let removed = Removed {
+        certificates: usize::try_from(certificates).map_err(StoreError::unreadable)?,
+        shared_key: retire(session, ek)?,
+    };
+    let is_known = enrolments + devices > 0 || removed != Removed::default();
+    Ok(is_known.then_some(removed))
 }
 
 /// What is known of EKs.
@@ -325,6 +374,12 @@ const HOLDERS: &str = "SELECT device_id, ek_id FROM (
 const IS_ON_LIST: &str = "SELECT EXISTS (SELECT FROM enrolments WHERE ek_id = $1)";
 const CHANGE: &str = "UPDATE enrolments SET reprovision = coalesce($2::text, reprovision),
     plain_srk = coalesce($3::bool, plain_srk) WHERE ek_id = $1";
+const LEAVE: &str = "INSERT INTO former_eks (device_id, ek_id, since, until)
+    SELECT device_id, ek_id, registered_at, $2::int8 FROM devices WHERE ek_id = $1";
+const HISTORY: &str = "SELECT ek_id, since, until FROM (
+        SELECT ek_id, since, until, number FROM former_eks WHERE device_id = $1
+        UNION ALL SELECT ek_id, registered_at, NULL, NULL FROM devices WHERE device_id = $1) held
+    ORDER BY number NULLS LAST";
 const REVOKE: &str =
     "UPDATE certificates SET der = CASE WHEN status = 'active' THEN der ELSE '' END,
     status = 'revoked', ended_at = $2 WHERE ek_id = $1 AND status IN ('unconfirmed', 'active')";

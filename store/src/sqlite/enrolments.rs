@@ -12,7 +12,8 @@ use super::pending::forget;
 use super::records::holder;
 use crate::audit::AuditEntry;
 use crate::enrolments::{
-    EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags, decide,
+    EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement,
+    Tags, Tenure, decide,
 };
 use crate::error::StoreError;
 use crate::facts;
@@ -104,23 +105,45 @@ impl Sqlite {
         ek: &EkId,
         now: OffsetDateTime,
     ) -> Result<Option<Removed>, StoreError> {
-        self.transaction(|transaction| {
-            let mut rows = 0;
-            // Its place is free, too; but a place alone is nothing to forget.
-            let places = "DELETE FROM places WHERE ek_id = ?1";
-            transaction.0.execute(places, params![ek.as_bytes()])?;
-            for table in ["enrolments", "devices"] {
-                let delete = format!("DELETE FROM {table} WHERE ek_id = ?1");
-                rows += transaction.0.execute(&delete, params![ek.as_bytes()])?;
-            }
-            let certificates = transaction.0.execute(
-                "UPDATE certificates SET der = iif(status = 'active', der, x''), status = \
-                 'revoked', ended_at = ?2
-                 WHERE ek_id = ?1 AND status IN ('unconfirmed', 'active')",
-                params![ek.as_bytes(), now.unix_timestamp()],
-            )?;
-            let removed = Removed { certificates, shared_key: transaction.retire_shared_key(ek)? };
-            Ok((rows > 0 || removed != Removed::default()).then_some(removed))
+        self.transaction(|transaction| transaction.remove(ek, now))
+    }
+
+    /// See [`Store::replace`](crate::contract::Store::replace).
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn replace(
+        &mut self,
+        replacement: &Replacement,
+        audit: &[AuditEntry],
+    ) -> Result<Result<Replaced, EnrolError>, StoreError> {
+        let Replacement { device_id, old, new } = replacement;
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if holder(&transaction, device_id)? != Some(*old) || new.ek_id == *old {
+            return Ok(Ok(Replaced::NotHeld));
+        }
+        let enrolment = replacement.enrolment(enrolment(&transaction, old)?.as_ref());
+        let writing = Transaction(&transaction);
+        let removed = writing.remove(old, new.added_at)?.unwrap_or_default();
+        if let Err(error) = enroll(&transaction, &enrolment)? {
+            // Dropping the transaction rolls it back.
+            return Ok(Err(error));
+        }
+        set_disabled(&transaction, old, true, new.added_at)?;
+        forget(&transaction, &new.ek_id)?;
+        audit.iter().try_for_each(|entry| writing.audit(entry))?;
+        transaction.commit()?;
+        Ok(Ok(Replaced::Done(removed)))
+    }
+
+    /// See [`Store::history`](crate::contract::Store::history).
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn history(&self, device: &DeviceId) -> Result<Vec<Tenure>, StoreError> {
+        self.list(HISTORY, &[&device.as_str()], |row| {
+            Ok(Tenure { ek_id: ek_id(row, 0)?, since: row.get(1)?, until: row.get(2)? })
         })
     }
 
@@ -180,6 +203,21 @@ impl Sqlite {
 }
 
 impl Transaction<'_> {
+    fn remove(&self, ek: &EkId, now: OffsetDateTime) -> Result<Option<Removed>, StoreError> {
+        let mut rows = 0;
+        // Its place is free, too; but a place alone is nothing to forget.
+        let places = "DELETE FROM places WHERE ek_id = ?1";
+        self.0.execute(places, params![ek.as_bytes()])?;
+        self.0.execute(LEAVE, params![ek.as_bytes(), now.unix_timestamp()])?;
+        for table in ["enrolments", "devices"] {
+            let delete = format!("DELETE FROM {table} WHERE ek_id = ?1");
+            rows += self.0.execute(&delete, params![ek.as_bytes()])?;
+        }
+        let certificates = self.0.execute(REVOKE, params![ek.as_bytes(), now.unix_timestamp()])?;
+        let removed = Removed { certificates, shared_key: self.retire_shared_key(ek)? };
+        Ok((rows > 0 || removed != Removed::default()).then_some(removed))
+    }
+
     pub(super) fn learn(&self, ek: &EkId, learnt: &EkFacts) -> Result<(), StoreError> {
         let update = "UPDATE enrolments SET facts = ?2 WHERE ek_id = ?1";
         self.0.prepare_cached(update)?.execute(params![ek.as_bytes(), facts::json(learnt)])?;
@@ -296,3 +334,13 @@ fn enrolment_row(row: &Row<'_>) -> rusqlite::Result<EnrolmentRow> {
         facts: ek_facts(row, 13)?,
     })
 }
+
+const LEAVE: &str = "INSERT INTO former_eks (device_id, ek_id, since, until)
+    SELECT device_id, ek_id, registered_at, ?2 FROM devices WHERE ek_id = ?1";
+const HISTORY: &str = "SELECT ek_id, since, until FROM (
+        SELECT ek_id, since, until, rowid AS number FROM former_eks WHERE device_id = ?1
+        UNION ALL SELECT ek_id, registered_at, NULL, NULL FROM devices WHERE device_id = ?1)
+    ORDER BY number IS NULL, number";
+const REVOKE: &str = "UPDATE certificates SET der = iif(status = 'active', der, x''),
+    status = 'revoked', ended_at = ?2
+    WHERE ek_id = ?1 AND status IN ('unconfirmed', 'active')";

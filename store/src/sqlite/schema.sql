@@ -67,6 +67,15 @@ CREATE TABLE devices (
     registered_at INTEGER NOT NULL
 ) STRICT;
 
+-- EKs that were registered under a device id, and were removed or replaced.
+CREATE TABLE former_eks (
+    device_id TEXT NOT NULL,
+    ek_id     BLOB NOT NULL,
+    since     INTEGER NOT NULL,
+    until     INTEGER NOT NULL
+) STRICT;
+CREATE INDEX former_eks_by_device ON former_eks (device_id);
+
 -- EKs that an operator locked out, enrolled and registered or not: an enrolment would make them trusted once they are enabled again.
 CREATE TABLE disabled_eks (
     ek_id BLOB PRIMARY KEY,

@@ -24,5 +24,12 @@ CREATE TABLE pending (
     facts      TEXT NOT NULL
 ) STRICT;
 CREATE INDEX pending_by_last_seen ON pending (last_seen);
+CREATE TABLE former_eks (
+    device_id TEXT NOT NULL,
+    ek_id     BLOB NOT NULL,
+    since     INTEGER NOT NULL,
+    until     INTEGER NOT NULL
+) STRICT;
+CREATE INDEX former_eks_by_device ON former_eks (device_id);
 ALTER TABLE enrolments ADD COLUMN facts TEXT;
 PRAGMA user_version = 10;
