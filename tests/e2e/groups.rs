@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use assay_tests::{AssayDir, Device, EkKind, Swtpm, json, run, trusted_vendor};
 use serde_json::Value;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, ek_of};
 
 #[test]
 fn the_first_group_that_fits_decides_and_a_removed_one_stops_the_next_device_alone() -> Result<()> {
@@ -204,10 +204,4 @@ fn groups(dir: &AssayDir) -> Result<Vec<Value>> {
     let listed = run(&mut dir.assay(&["group", "list", "--json"])?)?.stdout;
     let rows = serde_json::Deserializer::from_slice(&listed).into_iter();
     rows.collect::<Result<_, _>>().context("`assay group list --json` writes JSON")
-}
-
-/// The id of the EK that a device with this TPM shows.
-fn ek_of(tpm: &Swtpm) -> Result<String> {
-    let ek = json(Device::new(tpm)?.ek()?.args(["--kind", "auto", "--json"]))?;
-    Ok(ek["ek_id"].as_str().context("an EK id")?.to_owned())
 }
