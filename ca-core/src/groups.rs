@@ -10,6 +10,8 @@ use crate::ek::ca_key::CaKey;
 use crate::ek::facts::EkFacts;
 use crate::ek::model::TpmModel;
 use crate::hex;
+use crate::ik::IkKind;
+use crate::profile::Profile;
 
 /// The groups of a CA. The first one whose conditions all hold decides; if there is none, the EK is
 /// not admitted.
@@ -97,6 +99,10 @@ pub struct Terms {
     pub not_after: Option<OffsetDateTime>,
     /// The most devices, counted from when it was set.
     pub quota: Option<u32>,
+    /// The kinds of identity key for which there are certificates; if empty, all of them.
+    pub ik_kinds: Vec<IkKind>,
+    /// How long certificates are valid, if that is not what the scope says.
+    pub lifetime: Option<Duration>,
 }
 
 /// An EK about which an operator is asked. Its certificate leads to a trusted vendor; nothing shows
@@ -127,6 +133,8 @@ pub enum Unadmitted {
     TooEarly { group: GroupName, from: OffsetDateTime },
     #[error("group {group} admitted devices until {until}")]
     TooLate { group: GroupName, until: OffsetDateTime },
+    #[error("group {group} takes identity keys of these kinds: {allowed}; and not {found}")]
+    IkKind { group: GroupName, found: IkKind, allowed: String },
     #[error("group {group} has as many devices as it may: {quota}")]
     Full { group: GroupName, quota: u32 },
 }
@@ -249,6 +257,10 @@ impl Group {
         }
         if self.terms.quota.is_some_and(|quota| !(1..=Terms::MAX_QUOTA).contains(&quota)) {
             return Err(GroupError::Quota);
+        }
+        let lifetimes = Profile::MIN_VALIDITY..=Profile::MAX_VALIDITY;
+        if self.terms.lifetime.is_some_and(|lifetime| !lifetimes.contains(&lifetime)) {
+            return Err(GroupError::Lifetime);
         }
         Ok(())
     }
@@ -451,6 +463,8 @@ pub enum GroupError {
     TooLong(GroupName),
     #[error("a quota is 1 to {}", Terms::MAX_QUOTA)]
     Quota,
+    #[error("a lifetime is 1 to {} days", Profile::MAX_VALIDITY.whole_days())]
+    Lifetime,
     #[error("group {0} would end before it begins, and admit nobody")]
     Never(GroupName),
 }

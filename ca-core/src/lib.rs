@@ -108,7 +108,7 @@ pub use ek::model::TpmModel;
 pub use ek::trust::{EkCheck, TrustedEk};
 
 mod ik;
-pub use ik::BoundKey;
+pub use ik::{BoundKey, IkKind, UnknownIkKind};
 
 mod profile;
 pub use profile::{

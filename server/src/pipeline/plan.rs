@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use assay_ca_core::{
     Admission, Admitted, AdmittedParent, Adopting, BoundKey, Candidate, Certification, Confirming,
-    EkEvidence, Fault, Groups, InForce, Instead, KeyOffer, Offered, Place, RenewFlow, RenewalProof,
-    Renewing, SealedOnRecord, Sealing, TicketFlow, TrustAnchors, TrustedEk,
+    EkEvidence, Fault, Groups, IkKind, InForce, Instead, KeyOffer, Offered, Place, RenewFlow,
+    RenewalProof, Renewing, SealedOnRecord, Sealing, TicketFlow, TrustAnchors, TrustedEk,
 };
 use assay_store::{
     AnchorsVersion, Basis, GroupsVersion, IdInQuestion, IkInQuestion, Question, Snapshot, Store,
@@ -89,7 +89,7 @@ impl Planner {
                     self.due(&evidence.ek, IkInQuestion::None, WaitingInQuestion::None, now)?;
                 let ek = self.trust(ca, &evidence.ek, &snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
-                let admission = self.admission(&snapshot, now)?;
+                let admission = self.admission(&snapshot, Some(ik.kind()), now)?;
                 let admitted = Admitted::decide(*offered, ek, &snapshot.records, &admission)?;
                 let admitted = self.take_place(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
@@ -109,7 +109,7 @@ impl Planner {
                     active.as_ref(),
                     waiting,
                     &ca.ticket_keys,
-                    &ca.profile,
+                    &ca.profile.lasting(device.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
@@ -127,7 +127,7 @@ impl Planner {
                     device.clone(),
                     records,
                     active.as_ref(),
-                    &ca.profile,
+                    &ca.profile.lasting(device.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
@@ -140,7 +140,7 @@ impl Planner {
                 let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
-                let admission = self.admission(&basis.snapshot, now)?;
+                let admission = self.admission(&basis.snapshot, Some(ik.kind()), now)?;
                 let admitted = Admitted::decide(*offered, ek, records, &admission)?;
                 let admitted = self.take_place(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
@@ -150,7 +150,7 @@ impl Planner {
                     active.as_ref(),
                     waiting,
                     &ca.ticket_keys,
-                    &ca.profile,
+                    &ca.profile.lasting(admitted.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
@@ -174,7 +174,7 @@ impl Planner {
                 let basis = self.due(&evidence.ek, IkInQuestion::None, none, now)?;
                 let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let (parent, records) = (evidence.parent()?, &basis.snapshot.records);
-                let admission = self.admission(&basis.snapshot, now)?;
+                let admission = self.admission(&basis.snapshot, None, now)?;
                 let admitted = Admitted::decide(*offered, ek, records, &admission)?;
                 let admitted = self.take_place(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
@@ -189,7 +189,7 @@ impl Planner {
                 let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let (offered, admission) =
-                    (Offered::<RenewFlow>::ALWAYS, self.admission(&basis.snapshot, now)?);
+                    (Offered::<RenewFlow>::ALWAYS, self.admission(&basis.snapshot, None, now)?);
                 let admitted = Admitted::decide(offered, ek, records, &admission)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let in_force = InForce::find(&admitted, evidence, active.as_ref(), &ca.scope, now)?;
@@ -200,7 +200,7 @@ impl Planner {
                     records,
                     waiting,
                     &ca.ticket_keys,
-                    &ca.profile,
+                    &ca.profile.lasting(admitted.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
@@ -332,6 +332,7 @@ impl Planner {
     fn admission(
         &mut self,
         snapshot: &Snapshot,
+        ik: Option<IkKind>,
         now: OffsetDateTime,
     ) -> Result<Admission<'_>, StoreError> {
         if snapshot.groups != self.groups_version {
@@ -339,7 +340,7 @@ impl Planner {
             self.groups = self.store.groups()?.1;
             self.groups_version = snapshot.groups;
         }
-        Ok(Admission { groups: &self.groups, waits_since: snapshot.waits_since, now })
+        Ok(Admission { groups: &self.groups, waits_since: snapshot.waits_since, ik, now })
     }
 
     /// Takes the place that a new device needs in its group, before anything is made for it. It is
