@@ -7,7 +7,7 @@ use crate::Rejection;
 use crate::ek::assurance::Assurance;
 use crate::ek::facts::EkFacts;
 use crate::ek::trust::TrustedEk;
-use crate::groups::{Answer, Applicant, Comer, Groups, Place, Unadmitted};
+use crate::groups::{Answer, Applicant, Comer, Groups, Naming, Place, Unadmitted};
 use crate::ik::IkKind;
 use crate::profile::Offered;
 use crate::records::{Records, Registration, due_device_id};
@@ -21,6 +21,7 @@ pub struct Admitted<F> {
     pub(crate) device_id: DeviceId,
     place: Option<Place>,
     lifetime: Option<Duration>,
+    naming: Option<Naming>,
     _offered: Offered<F>,
 }
 
@@ -55,8 +56,8 @@ impl<F> Admitted<F> {
         match known_other {
             Some(other) => Err(Rejection::OtherEkOnRecord { ek: ek.ek_id(), other }),
             None => {
-                let Granted { place, lifetime } = granted;
-                Ok(Self { ek, device_id, place, lifetime, _offered: offered })
+                let Granted { place, lifetime, naming } = granted;
+                Ok(Self { ek, device_id, place, lifetime, naming, _offered: offered })
             }
         }
     }
@@ -74,6 +75,17 @@ impl<F> Admitted<F> {
     /// How long its certificates are valid, if its group says so.
     pub fn lifetime(&self) -> Option<Duration> {
         self.lifetime
+    }
+
+    /// The names of which it is to get one before anything is made for it, if its group gives
+    /// names.
+    pub fn naming(&self) -> Option<&Naming> {
+        self.naming.as_ref()
+    }
+
+    /// What its certificate says of its TPM, if it has shown one.
+    pub fn facts(&self) -> Option<&EkFacts> {
+        self.ek.facts()
     }
 
     /// The place that it must have in its group before anything is made for it. If the group has
@@ -113,6 +125,8 @@ struct Granted {
     /// The place that the device needs there, if it needs one.
     place: Option<Place>,
     lifetime: Option<Duration>,
+    /// For a new device that has no enrolment.
+    naming: Option<Naming>,
 }
 
 impl Admission<'_> {
@@ -156,7 +170,7 @@ impl Admission<'_> {
             return Err(refused(Unadmitted::IkKind { group: name(), found, allowed }));
         }
         let lifetime = terms.lifetime;
-        let Some(flow) = new else { return Ok(Granted { place: None, lifetime }) };
+        let Some(flow) = new else { return Ok(Granted { lifetime, ..Granted::default() }) };
         if let Some(from) = terms.not_before.filter(|from| self.now < *from) {
             return Err(refused(Unadmitted::TooEarly { group: name(), from }));
         }
@@ -173,7 +187,9 @@ impl Admission<'_> {
             })));
         }
         let place = terms.quota.map(|quota| Place { group: name(), quota });
-        Ok(Granted { place, lifetime })
+        let names = terms.names.clone().filter(|_| !is_enrolled);
+        let naming = names.map(|names| Naming { group: name(), names });
+        Ok(Granted { place, lifetime, naming })
     }
 }
 

@@ -125,7 +125,7 @@ pub use records::{
 mod groups;
 pub use groups::{
     Answer, Applicant, Conditions, EkPrefix, Firmware, Group, GroupError, GroupName, Groups,
-    Manufacturer, Place, Terms, Unadmitted,
+    Manufacturer, NamePattern, Naming, Place, Terms, Unadmitted,
 };
 
 mod admission;

@@ -44,6 +44,7 @@ impl Columns {
                 NOT_BEFORE => terms.not_before = Some(time(value)?),
                 NOT_AFTER => terms.not_after = Some(time(value)?),
                 IKS => terms.ik_kinds = list::<IkKind>(value)?,
+                NAMES => terms.names = Some(parsed(value)?),
                 LIFETIME => {
                     let seconds = value.as_i64().ok_or_else(|| unreadable(value))?;
                     terms.lifetime = Some(Duration::seconds(seconds));
@@ -76,7 +77,7 @@ pub(crate) fn read(rows: &[Columns]) -> Result<Groups, StoreError> {
 /// Whatever differs from a group without conditions and terms.
 fn rule(Group { conditions, terms, .. }: &Group) -> Value {
     let Conditions { issuers, manufacturers, models, firmware, enrolled, eks } = conditions;
-    let Terms { flows, not_before, not_after, quota, ik_kinds, lifetime } = terms;
+    let Terms { flows, not_before, not_after, quota, ik_kinds, lifetime, names } = terms;
     let mut rule = Map::new();
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -95,6 +96,7 @@ fn rule(Group { conditions, terms, .. }: &Group) -> Value {
     put(QUOTA, quota.map(|quota| json!(quota)));
     put(IKS, texts(ik_kinds));
     put(LIFETIME, lifetime.map(|lifetime| json!(lifetime.whole_seconds())));
+    put(NAMES, names.as_ref().map(|names| json!(names.to_string())));
     rule.into()
 }
 
@@ -131,6 +133,7 @@ const NOT_BEFORE: &str = "not_before";
 const NOT_AFTER: &str = "not_after";
 const QUOTA: &str = "quota";
 const IKS: &str = "iks";
+const NAMES: &str = "names";
 const LIFETIME: &str = "lifetime_s";
 
 /// How long a place is kept for a device that has not proved itself, and to which no shared key was
@@ -159,7 +162,7 @@ mod tests {
                 enrolled: Some(false),
                 eks: vec!["0123".parse().unwrap()],
             },
-            answer: Answer::Ask,
+            answer: Answer::Admit,
             terms: Terms {
                 flows: Flow::ALL.to_vec(),
                 not_before: Some(at),
@@ -167,6 +170,7 @@ mod tests {
                 quota: Some(17),
                 ik_kinds: IkKind::ALL.to_vec(),
                 lifetime: Some(Duration::DAY),
+                names: Some("pump-{n}".parse().unwrap()),
             },
         };
         let empty = Group {

@@ -135,6 +135,35 @@ fn a_group_says_for_how_long_certificates_are_valid_and_for_which_keys() -> Resu
 }
 
 #[test]
+fn a_group_names_its_new_devices_with_the_next_numbers_that_are_free() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 4)?;
+    let group = ["group", "add", "pumps", "--admit", "--position", "1", "--name", "pump-{n}"];
+    let refused = lab.dir.assay(&group)?.output()?;
+    ensure!(String::from_utf8(refused.stderr)?.contains("--quota"), "anybody could make rows");
+    lab.assay(&[&group[..], &["--quota", "4"]].concat())?;
+    lab.enroll(&tpms[3], EkKind::P256, "pump-2", &[])?;
+    for (n, flow) in [(1, "ticket"), (3, "sealed"), (4, "shared-key")] {
+        let tpm = &tpms[[0, 1, 2][(n / 2) as usize]];
+        let device = Device::new(tpm)?;
+        let name = format!("pump-{n}");
+        ensure!(lab.provision(&device, &["--flow", flow])?["device_id"] == name, "{n}");
+        // It keeps its name, and its state or not.
+        ensure!(lab.provision(&Device::new(tpm)?, &["--flow", flow])?["device_id"] == name);
+        let shown = lab.assay(&["enroll", "show", &name])?.stdout;
+        let shown: Value = serde_json::from_slice(&shown)?;
+        ensure!(shown["enrolled_from"] == "group pumps", "{shown}");
+        ensure!(shown["tpm"]["manufacturer"].is_string(), "{shown}");
+    }
+    let approvals = lab.dir.list("audit")?.into_iter().filter(|row| row["action"] == "approve");
+    ensure!(approvals.filter(|row| row["client"] == "group:pumps").count() == 3);
+    // What an operator named has that name.
+    let operators = lab.provision(&Device::new(&tpms[3])?, &[])?;
+    ensure!(operators["device_id"] == "pump-2", "{operators}");
+    Ok(())
+}
+
+#[test]
 fn a_group_admits_as_many_devices_as_it_may_until_one_is_removed() -> Result<()> {
     let lab = Lab::open()?;
     let tpms = trusted_vendor()?.devices(EkKind::P256, 3)?;
