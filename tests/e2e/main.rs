@@ -30,6 +30,7 @@ mod matrix;
 mod mistakes;
 mod mqtt_clients;
 mod mqtt_refusals;
+mod nodes;
 mod on_command;
 mod operators;
 mod pending;
