@@ -5,9 +5,9 @@ use assay_wire::{DeviceId, Identity, IdentityName, Scope};
 use rand_core::CryptoRng;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
-    SanType, SerialNumber, SigningKey,
+    BasicConstraints, CertificateParams, CidrSubnet, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose, NameConstraints,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SigningKey,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -408,12 +408,31 @@ fn issuing_params(common_name: &str) -> CertificateParams {
     params
 }
 
+/// What no certificate of a device has among its names: IP addresses and mail addresses. It keeps
+/// those from taking a device's certificate for a server's who ignore the extended key usage of a
+/// CA.
+///
+/// A constraint of URIs would be closer, but verifiers apply it to the host, which a URN lacks, and
+/// refuse every device. One of DNS names has OpenSSL refuse devices whose id has a dot in it, since
+/// it takes the common name for a DNS name (docs/decisions/0019).
+fn names_of_no_device() -> Vec<GeneralSubtree> {
+    vec![
+        GeneralSubtree::IpAddress(CidrSubnet::from_v4_prefix([0; 4], 0)),
+        GeneralSubtree::IpAddress(CidrSubnet::from_v6_prefix([0; 16], 0)),
+        GeneralSubtree::Rfc822Name(String::new()),
+    ]
+}
+
 fn new_issuing_params(
     common_name: &str,
     now: OffsetDateTime,
     rng: &mut dyn CryptoRng,
 ) -> CertificateParams {
     let mut params = issuing_params(common_name);
+    params.name_constraints = Some(NameConstraints {
+        permitted_subtrees: Vec::new(),
+        excluded_subtrees: names_of_no_device(),
+    });
     set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
     params
 }

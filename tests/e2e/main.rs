@@ -9,6 +9,7 @@ mod broker_check;
 mod clock;
 mod commands;
 mod configuration;
+mod constraints;
 mod costs;
 mod crash;
 mod eks;
