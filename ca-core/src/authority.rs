@@ -20,19 +20,19 @@ use crate::issue::{Issuer, serial_number};
 use crate::oid;
 use crate::x509::parse_certificate;
 
-/// A CA certificate and its P-256 key.
+/// A CA certificate and its key: one that this library makes, on P-256, or one that is elsewhere.
 ///
 /// Keys come from the cryptographic library's own randomness, everything else from `rng`.
-pub struct Authority {
+pub struct Authority<K = KeyPair> {
     certificate: String,
     not_after: OffsetDateTime,
-    issuer: rcgen::Issuer<'static, KeyPair>,
+    issuer: rcgen::Issuer<'static, K>,
 }
 
 impl Authority {
     /// A self-signed root, valid for [`ROOT_LIFETIME`]. `name` becomes its organisation.
     pub fn root(name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
-        Self::self_signed(root_params(name, &format!("{name} Root CA"), now, rng), new_key()?)
+        Self::root_with(name, new_key()?, now, rng)
     }
 
     /// The root after this one, and the certificate with which this one certifies it: *newWithOld*
@@ -65,23 +65,6 @@ impl Authority {
         Ok((Self::self_signed(params, key)?, cross.pem()))
     }
 
-    /// The name that this root was made with.
-    fn organisation(&self) -> Result<String, Fault> {
-        let unreadable = || fault("reading the root")("it is not an X.509 certificate");
-        let own = CertificateDer::from_pem_slice(self.certificate.as_bytes());
-        let own = own.map_err(fault("reading the root"))?;
-        let own = parse_certificate(&own).ok_or_else(unreadable)?;
-        let mut organisations = own.subject().iter_organization();
-        let name = organisations.next().and_then(|name| name.as_str().ok());
-        Ok(name.unwrap_or("Assay").to_owned())
-    }
-
-    fn self_signed(params: CertificateParams, key: KeyPair) -> Result<Self, Fault> {
-        let certificate = params.self_signed(&key).map_err(fault("signing the root"))?.pem();
-        let not_after = params.not_after;
-        Ok(Self { certificate, not_after, issuer: rcgen::Issuer::new(params, key) })
-    }
-
     /// The issuing CA for devices under this root, valid for [`ISSUING_LIFETIME`].
     ///
     /// It can certify only leaves and only clients, so no certificate that it signs passes for a
@@ -106,21 +89,6 @@ impl Authority {
         self.subordinate(new_issuing_params(common_name, now, rng))
     }
 
-    /// The certificate of an issuing CA of this name whose key is elsewhere, in PEM.
-    ///
-    /// # Errors
-    /// It cannot be signed.
-    pub fn issuing_for(
-        &self,
-        common_name: &str,
-        key: &impl PublicKeyData,
-        now: OffsetDateTime,
-        rng: &mut dyn CryptoRng,
-    ) -> Result<String, Fault> {
-        let (certificate, _) = self.certify(new_issuing_params(common_name, now, rng), key)?;
-        Ok(certificate)
-    }
-
     /// The service CA under this root, for brokers, workers, operators and backends. It has its own
     /// key, so an attacker with the issuing CA's key, which serves devices all day, does not have
     /// this one.
@@ -139,11 +107,7 @@ impl Authority {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        let mut params = ca_params(common_name, BasicConstraints::Constrained(0));
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
-        self.subordinate(params)
+        self.subordinate(new_service_params(common_name, now, rng))
     }
 
     /// The service CA after another one. Its name has the time, because relying parties find the
@@ -167,28 +131,10 @@ impl Authority {
         Ok(Self { certificate, not_after, issuer: rcgen::Issuer::new(params, key) })
     }
 
-    /// None outlives this root.
-    fn certify(
-        &self,
-        mut params: CertificateParams,
-        key: &impl PublicKeyData,
-    ) -> Result<(String, CertificateParams), Fault> {
-        params.not_after = params.not_after.min(self.not_after);
-        params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(key, &self.issuer).map_err(fault("signing a CA"))?;
-        Ok((certificate.pem(), params))
-    }
-
     /// A CA that was made before, from its PEM files.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, Fault> {
         let key = KeyPair::from_pem(key).map_err(fault("reading a CA's key"))?;
-        let der = CertificateDer::from_pem_slice(certificate.as_bytes());
-        let der = der.map_err(fault("reading a CA"))?;
-        let parsed = parse_certificate(&der)
-            .ok_or_else(|| fault("reading a CA")("it is not an X.509 certificate"))?;
-        let not_after = parsed.validity().not_after.to_datetime();
-        let issuer = rcgen::Issuer::from_ca_cert_der(&der, key).map_err(fault("reading a CA"))?;
-        Ok(Self { certificate: certificate.to_owned(), not_after, issuer })
+        Self::of(certificate, key)
     }
 
     /// A certificate for a broker that is reached under `names`: DNS names and IP addresses.
@@ -264,6 +210,102 @@ impl Authority {
         rng: &mut dyn CryptoRng,
     ) -> Result<KeyAndCertificate, Fault> {
         leaf(&self.issuer, self.not_after, params, common_name, lifetime, now, rng)
+    }
+}
+
+/// What a CA does whose key may be elsewhere.
+impl<K: SigningKey> Authority<K> {
+    /// A self-signed root with this key, which is new: see [`root`](Authority::root).
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn root_with(
+        name: &str,
+        key: K,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        Self::self_signed(root_params(name, &format!("{name} Root CA"), now, rng), key)
+    }
+
+    /// A CA that was made before: its certificate in PEM, and its key. Does not establish that the
+    /// two belong together.
+    ///
+    /// # Errors
+    /// The certificate cannot be read.
+    pub fn of(certificate: &str, key: K) -> Result<Self, Fault> {
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes());
+        let der = der.map_err(fault("reading a CA"))?;
+        let parsed = parse_certificate(&der)
+            .ok_or_else(|| fault("reading a CA")("it is not an X.509 certificate"))?;
+        let not_after = parsed.validity().not_after.to_datetime();
+        let issuer = rcgen::Issuer::from_ca_cert_der(&der, key).map_err(fault("reading a CA"))?;
+        Ok(Self { certificate: certificate.to_owned(), not_after, issuer })
+    }
+
+    /// Its certificate in PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    fn self_signed(params: CertificateParams, key: K) -> Result<Self, Fault> {
+        let certificate = params.self_signed(&key).map_err(Fault::of_signer("signing the root"))?;
+        let (certificate, not_after) = (certificate.pem(), params.not_after);
+        Ok(Self { certificate, not_after, issuer: rcgen::Issuer::new(params, key) })
+    }
+
+    /// The name that this root was made with.
+    fn organisation(&self) -> Result<String, Fault> {
+        let unreadable = || fault("reading the root")("it is not an X.509 certificate");
+        let own = CertificateDer::from_pem_slice(self.certificate.as_bytes());
+        let own = own.map_err(fault("reading the root"))?;
+        let own = parse_certificate(&own).ok_or_else(unreadable)?;
+        let mut organisations = own.subject().iter_organization();
+        let name = organisations.next().and_then(|name| name.as_str().ok());
+        Ok(name.unwrap_or("Assay").to_owned())
+    }
+
+    /// The certificate of an issuing CA of this name whose key is elsewhere, in PEM.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn issuing_for(
+        &self,
+        common_name: &str,
+        key: &impl PublicKeyData,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<String, Fault> {
+        let (certificate, _) = self.certify(new_issuing_params(common_name, now, rng), key)?;
+        Ok(certificate)
+    }
+
+    /// The same of a service CA.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn service_for(
+        &self,
+        common_name: &str,
+        key: &impl PublicKeyData,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<String, Fault> {
+        let (certificate, _) = self.certify(new_service_params(common_name, now, rng), key)?;
+        Ok(certificate)
+    }
+
+    /// None outlives this root.
+    fn certify(
+        &self,
+        mut params: CertificateParams,
+        key: &impl PublicKeyData,
+    ) -> Result<(String, CertificateParams), Fault> {
+        params.not_after = params.not_after.min(self.not_after);
+        params.use_authority_key_identifier_extension = true;
+        let certificate =
+            params.signed_by(key, &self.issuer).map_err(Fault::of_signer("signing a CA"))?;
+        Ok((certificate.pem(), params))
     }
 }
 
@@ -423,6 +465,23 @@ fn names_of_no_device() -> Vec<GeneralSubtree> {
     ]
 }
 
+fn new_service_params(
+    common_name: &str,
+    now: OffsetDateTime,
+    rng: &mut dyn CryptoRng,
+) -> CertificateParams {
+    let mut params = service_params(common_name);
+    set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
+    params
+}
+
+fn service_params(common_name: &str) -> CertificateParams {
+    let mut params = ca_params(common_name, BasicConstraints::Constrained(0));
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params
+}
+
 fn new_issuing_params(
     common_name: &str,
     now: OffsetDateTime,
@@ -437,8 +496,8 @@ fn new_issuing_params(
     params
 }
 
-/// A new key for an issuing CA that somebody else certifies: PKCS#8 in PEM.
-pub fn issuing_key() -> Result<Zeroizing<String>, Fault> {
+/// A new key for a CA that somebody else certifies: PKCS#8 in PEM.
+pub fn new_ca_key() -> Result<Zeroizing<String>, Fault> {
     Ok(Zeroizing::new(new_key()?.serialize_pem()))
 }
 
@@ -448,7 +507,19 @@ pub fn issuing_key() -> Result<Zeroizing<String>, Fault> {
 /// # Errors
 /// It cannot be signed.
 pub fn issuing_request(common_name: &str, key: &impl SigningKey) -> Result<String, Fault> {
-    let request = issuing_params(common_name).serialize_request(key);
+    request(&issuing_params(common_name), key)
+}
+
+/// The same for a service CA.
+///
+/// # Errors
+/// It cannot be signed.
+pub fn service_request(common_name: &str, key: &impl SigningKey) -> Result<String, Fault> {
+    request(&service_params(common_name), key)
+}
+
+fn request(params: &CertificateParams, key: &impl SigningKey) -> Result<String, Fault> {
+    let request = params.serialize_request(key);
     request.and_then(|request| request.pem()).map_err(Fault::of_signer("writing a request"))
 }
 

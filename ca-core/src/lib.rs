@@ -162,14 +162,17 @@ pub use plan::{Adopting, Certification, Confirming, Renewing, Sealing};
 mod authority;
 pub use authority::{
     Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, ROOT_LIFETIME,
-    THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX, issuing_key, issuing_request,
+    THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX, issuing_request, new_ca_key, service_request,
 };
+
+mod ca_request;
+pub use ca_request::{CaKind, CaRequest, CaRequestError, MAX_COMMON_NAME};
 
 mod configuration;
 pub use configuration::ConfigurationSigner;
 
 mod new_root;
-pub use new_root::{NewRoot, NotANewRoot};
+pub use new_root::{FirstRoot, NewRoot, NotANewRoot};
 
 #[cfg(feature = "unchecked")]
 pub mod unchecked;

@@ -6,6 +6,7 @@ mod advice;
 mod backends;
 mod backup;
 mod broker_check;
+mod ceremony;
 mod clock;
 mod commands;
 mod configuration;

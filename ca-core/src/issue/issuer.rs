@@ -125,6 +125,21 @@ impl Issuer {
         lifetime: Duration,
         from: OffsetDateTime,
     ) -> Result<Self, IssuerError> {
+        let parsed = self.signs_leaves()?;
+        // Without the extension it may sign for any use.
+        let usage = parsed.extended_key_usage().ok().flatten().map(|it| it.value);
+        if !usage.is_some_and(|it| it.client_auth && !it.server_auth && !it.any) {
+            return Err(IssuerError::ExtendedKeyUsage);
+        }
+        let needed = from + lifetime;
+        if self.not_after < needed {
+            return Err(IssuerError::EndsTooSoon { not_after: self.not_after, needed });
+        }
+        Ok(self)
+    }
+
+    /// Its certificate, if it signs certificates and lists, and no further CA, and names its key.
+    fn signs_leaves(&self) -> Result<X509Certificate<'_>, IssuerError> {
         let parsed =
             parse_certificate(&self.certificate).ok_or(IssuerError::UnreadableCertificate)?;
         if parsed.subject().as_raw() == parsed.issuer().as_raw() {
@@ -138,17 +153,23 @@ impl Issuer {
         if constraints.and_then(|it| it.path_len_constraint) != Some(0) {
             return Err(IssuerError::PathLength);
         }
-        // Without the extension it may sign for any use.
-        let usage = parsed.extended_key_usage().ok().flatten().map(|it| it.value);
-        if !usage.is_some_and(|it| it.client_auth && !it.server_auth && !it.any) {
-            return Err(IssuerError::ExtendedKeyUsage);
-        }
         if subject_key_id(&parsed).is_none() {
             return Err(IssuerError::NoKeyId);
         }
-        let needed = from + lifetime;
-        if self.not_after < needed {
-            return Err(IssuerError::EndsTooSoon { not_after: self.not_after, needed });
+        Ok(parsed)
+    }
+
+    /// The same issuer, if it may be brought as a service CA: it signs certificates and lists, of
+    /// leaves alone, of servers and of clients, and names its key.
+    ///
+    /// # Errors
+    /// It is not like this.
+    pub fn fit_to_serve(self) -> Result<Self, IssuerError> {
+        let parsed = self.signs_leaves()?;
+        // Without the extension it may sign for any use.
+        let usage = parsed.extended_key_usage().ok().flatten().map(|it| it.value);
+        if !usage.is_some_and(|it| it.client_auth && it.server_auth && !it.any) {
+            return Err(IssuerError::NotOfServers);
         }
         Ok(self)
     }
@@ -263,6 +284,11 @@ pub enum IssuerError {
          server: it needs extendedKeyUsage=clientAuth"
     )]
     ExtendedKeyUsage,
+    #[error(
+        "the service CA's certificate is not for servers and clients: it needs \
+         extendedKeyUsage=clientAuth,serverAuth"
+    )]
+    NotOfServers,
     #[error("the issuing certificate does not name its key: it needs subjectKeyIdentifier=hash")]
     NoKeyId,
     #[error(

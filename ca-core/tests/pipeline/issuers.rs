@@ -2,7 +2,7 @@
 
 use assay_ca_core::{
     Authority, HANDOVER, ISSUING_LIFETIME, Issuer, IssuerError, Issuers, IssuersError,
-    KeyAndCertificate, ROOT_LIFETIME, issuing_key, issuing_request,
+    KeyAndCertificate, ROOT_LIFETIME, issuing_request, new_ca_key,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -213,7 +213,7 @@ fn no_issuing_ca_outlives_its_root() {
 
 #[test]
 fn a_request_is_signed_by_its_key_and_asks_for_what_an_issuing_ca_needs() {
-    let key = rcgen::KeyPair::from_pem(&issuing_key().unwrap()).unwrap();
+    let key = rcgen::KeyPair::from_pem(&new_ca_key().unwrap()).unwrap();
     let request = issuing_request("Plant Issuing CA 2", &key).unwrap();
     let (_, pem) = x509_parser::pem::parse_x509_pem(request.as_bytes()).unwrap();
     assert_eq!(pem.label, "CERTIFICATE REQUEST");

@@ -10,6 +10,7 @@ use assay_server::operations::documents;
 use assay_server::operations::issuing::{self, AHEAD, InPlace, Row, State};
 use assay_server::{TokenPlace, rfc3339};
 use clap::{Args, Subcommand};
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::table;
@@ -183,9 +184,11 @@ fn request(
     }
     let made = if request.is_new { "made a key, which waits" } else { "the key waits already" };
     eprintln!("{made}: {}", request.key_file);
+    let digest = Sha256::digest(pem::parse(&request.pem)?.contents());
+    eprintln!("  SHA-256 of the request: {}", hex::encode(digest));
     eprintln!(
-        "next: have the root's owner certify the request (docs/operations.md, \"Replacing the \
-         issuing CA\"), then run `assay issuing install CERTIFICATE`"
+        "next: have the root's owner certify the request (assay root sign; docs/operations.md, \
+         \"Replacing the issuing CA\"), then run `assay issuing install CERTIFICATE`"
     );
     Ok(())
 }
