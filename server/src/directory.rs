@@ -1308,7 +1308,7 @@ const MASTER_SECRET: &str = "master.key";
 /// The length of a shared secret.
 const SECRET_LEN: usize = 32;
 /// What a CA consists of, besides its database and its issuing CAs.
-const FILES: [&str; 15] = [
+const FILES: [&str; 17] = [
     CONFIG,
     ROOT,
     "root.key",
@@ -1316,6 +1316,8 @@ const FILES: [&str; 15] = [
     "root.pkcs11",
     "service.pem",
     "service.key",
+    "service-next.key",
+    "service-next.csr",
     "server.pem",
     "server.key",
     "worker.pem",

@@ -266,6 +266,62 @@ fn root_of_a_ca_signs_requests_and_its_key_can_be_split() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn service_ca_is_replaced_under_a_root_on_another_machine() -> Result<()> {
+    let lab = Lab::open()?;
+    let offline = Offline::new()?;
+    let ca = lab.dir.path();
+    fs::rename(ca.join("root.key"), offline.path("root.key"))?;
+    let file =
+        |name: &str| Ok::<_, anyhow::Error>(offline.path(name).to_str().context("")?.to_owned());
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    lab.provision(&device, &[])?;
+    let fails = |words: &[&str], reason: &str| -> Result<()> {
+        let output = lab.dir.assay(words)?.output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && said.contains(reason), "{reason}: {said}");
+        Ok(())
+    };
+
+    fails(&["service", "install", &file("root.key")?], "no key waits")?;
+    lab.assay(&["service", "csr", "--out", &file("service.csr")?])?;
+    let again = lab.assay(&["service", "csr"])?.stdout;
+    ensure!(again == fs::read(offline.path("service.csr"))?, "it is the same request");
+    lab.reload().context("a key that waits changes nothing")?;
+    let sign = |request: &str, out: &str| -> Result<()> {
+        let ca = ca.to_str().context("a path")?;
+        let words = ["--dir", ca, "root", "sign", request, "--out", out, "--root-key", "root.key"];
+        offline.assay(&[&words[..], &["--by", "Ada", "--yes"]].concat()).map(drop)
+    };
+    // An issuing CA for the same key, and a service CA for another one.
+    sign("service.csr", "service.pem")?;
+    lab.assay(&["issuing", "csr", "--out", &file("issuing.csr")?])?;
+    sign("issuing.csr", "issuing.pem")?;
+    fails(&["service", "install", &file("issuing.pem")?], "is for the key that waits")?;
+    fails(&["issuing", "install", &file("service.pem")?], "none of the keys that wait")?;
+    let waiting = fs::read(ca.join("service-next.key"))?;
+    lab.assay(&["service", "install", &file("service.pem")?])?;
+    ensure!(!ca.join("service-next.key").exists() && !ca.join("service-next.csr").exists());
+    fails(&["service", "csr"], "there are 2 service CAs")?;
+
+    // It was cut short before it had removed the key that waited.
+    fs::write(ca.join("service-next.key"), &waiting)?;
+    lab.assay(&["service", "install", &file("service.pem")?])?;
+    ensure!(!ca.join("service-next.key").exists());
+    ensure!(!ca.join("service-next.csr").exists());
+    for name in ["server", "worker", "operator"] {
+        lab.assay(&["identity", "renew", name])?;
+    }
+    lab.reload()?;
+    let mut issuer = tool("openssl")?;
+    issuer.args(["x509", "-noout", "-issuer", "-in"]).arg(ca.join("server.pem"));
+    let issuer = String::from_utf8(run(&mut issuer)?.stdout)?;
+    ensure!(issuer.contains("Service CA 20"), "{issuer}");
+    run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;
+    Ok(())
+}
+
 /// A request with these extensions, of a new key of this kind and under this name.
 fn request(place: &Path, kind: &[&str], name: &str, extensions: &[&str]) -> Result<()> {
     let mut make = tool("openssl")?;

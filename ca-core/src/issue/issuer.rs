@@ -189,6 +189,12 @@ impl Issuer {
         attribute_of(&self.subject, oid::COMMON_NAME)
     }
 
+    /// The common name of any CA's certificate, if it has one.
+    pub fn common_name_in(certificate: &CertificateDer<'_>) -> Option<String> {
+        let certificate = parse_certificate(certificate)?;
+        attribute_of(certificate.subject().as_raw(), oid::COMMON_NAME)
+    }
+
     /// The identifier of its key, by which certificates and lists name it (RFC 5280 §4.2.1.1): 1 to
     /// [`MAX_KEY_ID`] bytes.
     pub fn key_id(&self) -> &[u8] {
