@@ -50,19 +50,7 @@ impl Authority {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<(Self, String), Fault> {
-        let name = self.organisation()?;
-        let params = root_params(&name, &format!("{name} Root CA {}", stamp(now)), now, rng);
-
-        let key = new_key()?;
-        let mut cross = params.clone();
-        cross.use_authority_key_identifier_extension = true;
-        cross.custom_extensions =
-            vec![CustomExtension::from_oid_content(oid::CERTIFICATE_POLICIES, new_root_policies())];
-        set_times_and_serial(&mut cross, ROOT_LIFETIME, now, rng);
-        cross.not_after = cross.not_after.min(self.not_after);
-        let cross =
-            cross.signed_by(&key, &self.issuer).map_err(fault("certifying the new root"))?;
-        Ok((Self::self_signed(params, key)?, cross.pem()))
+        self.next_root_with(new_key()?, now, rng)
     }
 
     /// The issuing CA for devices under this root, valid for [`ISSUING_LIFETIME`].
@@ -226,6 +214,31 @@ impl<K: SigningKey> Authority<K> {
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
         Self::self_signed(root_params(name, &format!("{name} Root CA"), now, rng), key)
+    }
+
+    /// The root after this one with this key, which is new: see [`next_root`](Authority::next_root).
+    ///
+    /// # Errors
+    /// This root's certificate cannot be read, or a signature cannot be made.
+    pub fn next_root_with<N: SigningKey>(
+        &self,
+        key: N,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(Authority<N>, String), Fault> {
+        let name = self.organisation()?;
+        let params = root_params(&name, &format!("{name} Root CA {}", stamp(now)), now, rng);
+
+        let mut cross = params.clone();
+        cross.use_authority_key_identifier_extension = true;
+        cross.custom_extensions =
+            vec![CustomExtension::from_oid_content(oid::CERTIFICATE_POLICIES, new_root_policies())];
+        set_times_and_serial(&mut cross, ROOT_LIFETIME, now, rng);
+        cross.not_after = cross.not_after.min(self.not_after);
+        let cross = cross
+            .signed_by(&key, &self.issuer)
+            .map_err(Fault::of_signer("certifying the new root"))?;
+        Ok((Authority::self_signed(params, key)?, cross.pem()))
     }
 
     /// A CA that was made before: its certificate in PEM, and its key. Does not establish that the

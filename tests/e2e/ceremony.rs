@@ -121,15 +121,19 @@ fn commands_of_the_page_on_ceremonies_make_a_ca_that_serves() -> Result<()> {
         }
         Ok(fs::rename(online.join("ca"), online.join("assay"))?)
     })?;
-    ensure!(blocks == 8, "{blocks} blocks");
+    ensure!(blocks == 10, "{blocks} blocks");
+    let roots = fs::read_dir(dir.path())?.map(|it| Ok(it?.file_name().into_string()));
+    let roots = roots.collect::<Result<Vec<_>>>()?.into_iter().flatten();
+    ensure!(roots.filter(|it| it.starts_with("root-") && it.ends_with(".cross.pem")).count() == 1);
     // What the page says is to be compared is there to be compared.
     let first = run(tool("openssl")?
         .args(["x509", "-outform", "der", "-in"])
         .arg(offline.path().join("root/root.pem")))?;
     let fingerprint = hex_sha256(&first.stdout)?;
     ensure!(said.matches(&fingerprint).count() >= 1, "{fingerprint} in {said}");
-    let transcripts = Offline(offline).transcripts("root")?;
-    ensure!(transcripts.len() == 4, "{transcripts:?}");
+    let offline = Offline(offline);
+    let transcripts = [offline.transcripts("root")?, offline.transcripts("next")?].concat();
+    ensure!(transcripts.len() == 5, "{transcripts:?}");
     for transcript in &transcripts {
         let names = ["Ada Lovelace", "Grace Hopper"];
         ensure!(names.iter().all(|name| transcript.contains(name)), "{transcript}");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use assay_pkcs11::{KeyKind, Uri};
 use assay_server::age::Passphrase;
-use assay_server::operations::ceremony::{self, Keep, Locked, Requests, SharesTo};
+use assay_server::operations::ceremony::{self, As, Keep, Locked, Requests, SharesTo};
 use assay_server::{Dice, Share, Split, TokenPlace, Unlock, Witness, Written};
 use clap::Args;
 use time::OffsetDateTime;
@@ -23,13 +23,23 @@ is in a file that a passphrase opens, unless shares or a token are named.
 Examples:
   assay root init root --name Plant --by 'Ada Lovelace' --by 'Grace Hopper'
   assay root init root --threshold 3 --shares 5 --shares-to /dev/shm/shares
-  assay root init root --key 'pkcs11:token=root?module-path=/usr/lib/softhsm/libsofthsm2.so'")]
+  assay root init root --key 'pkcs11:token=root?module-path=/usr/lib/softhsm/libsofthsm2.so'
+  assay root init next --after root               # certified by the root before")]
 pub(crate) struct Init {
     /// The directory to make; it must be new or empty
     directory: PathBuf,
     /// What the root is called, in its certificate
-    #[arg(long, default_value = "Assay")]
+    #[arg(long, default_value = "Assay", conflicts_with = "after")]
     name: String,
+    /// Make the root after the one in this directory, which certifies it in cross.pem
+    #[arg(long, value_name = "DIR")]
+    after: Option<PathBuf>,
+    /// The file with a share of the key of the root before; give as many as are needed
+    #[arg(long, value_name = "FILE", requires = "after")]
+    after_share: Vec<PathBuf>,
+    /// The file with the passphrase of the key of the root before
+    #[arg(long, value_name = "FILE", requires = "after")]
+    after_passphrase_file: Option<PathBuf>,
     #[command(flatten)]
     shares: Shares,
     /// The key in a token (RFC 7512: pkcs11:token=LABEL;object=LABEL?module-path=/path/to/lib.so).
@@ -221,15 +231,30 @@ impl Init {
             (None, Some(shares)) => Keep::Shares(shares),
             (None, None) => Keep::Passphrase(self.passphrase.read(true)?),
         };
-        let written =
-            ceremony::init(&self.directory, &self.name, keep, dice.as_ref(), &present, now)?;
+        let make = |made_as: As<'_, '_>| {
+            ceremony::init(&self.directory, made_as, keep, dice.as_ref(), &present, now)
+        };
+        let is_first = self.after.is_none();
+        let written = match self.after {
+            None => make(As::First(&self.name))?,
+            Some(before) => {
+                let before = Locked::find(&before, None)?;
+                let passphrase = PassphraseFile { passphrase_file: self.after_passphrase_file };
+                let unlock = UnlockWith { share: self.after_share, passphrase };
+                unlock.with(|unlock| make(As::After(&before, unlock)))?
+            }
+        };
         let directory = self.directory.display();
         eprintln!("made a root in {directory}: root.pem is its certificate");
         tell(&self.directory, &written);
         if let Some(shares) = shares_in {
             tell_shares(&shares);
         }
-        eprintln!("next, where the CA is to be: assay init ca --root root.pem");
+        if is_first {
+            eprintln!("next, where the CA is to be: assay init ca --root root.pem");
+        } else {
+            eprintln!("next, where the CA is: assay root install root.pem cross.pem");
+        }
         Ok(())
     }
 }

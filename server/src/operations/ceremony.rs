@@ -46,14 +46,24 @@ pub struct SharesTo {
     pub directory: PathBuf,
 }
 
+/// What a root is made as.
+pub enum As<'a, 'b> {
+    /// The first one of a CA, of this name.
+    First(&'a str),
+    /// The one after this one, which certifies it: devices follow. It has the same name, and the
+    /// time.
+    After(&'a Locked, &'a mut Unlock<'b>),
+}
+
 /// Makes a root in a new or empty directory, and nothing else of a CA. Rolls of dice are mixed into
 /// a key that is in a file.
 ///
 /// # Errors
-/// The directory is not empty, the token failed, or the files cannot be written.
+/// The directory is not empty, the token failed, the root before cannot be opened, or the files
+/// cannot be written.
 pub fn init(
     path: &Path,
-    name: &str,
+    made_as: As<'_, '_>,
     keep: Keep,
     dice: Option<&Dice>,
     present: &[Witness],
@@ -61,6 +71,14 @@ pub fn init(
 ) -> Result<Written> {
     // First, because it fails for want of names.
     let mut transcript = Transcript::begin("a root was made", present, now)?;
+    // Before anything is made.
+    let (name, before) = match made_as {
+        As::First(name) => (name, None),
+        As::After(before, unlock) => {
+            ensure!(before.is_valid_at(now)?, "the root before is not valid now");
+            ("", Some((before, before.open(unlock)?)))
+        }
+    };
     let files = new_directory(path)?;
     let kept = match keep {
         Keep::Token(place) => {
@@ -82,7 +100,13 @@ pub fn init(
     };
     let (key, kept, split) = kept;
     let is_in_token = matches!(kept, KeptRoot::Token(_));
-    let root = Authority::root_with(name, key, now, &mut random())?;
+    let (root, cross) = match &before {
+        None => (Authority::root_with(name, key, now, &mut random())?, None),
+        Some((_, before)) => {
+            let (root, cross) = before.next_root_with(key, now, &mut random())?;
+            (root, Some(cross))
+        }
+    };
     let certificate = CertificateDer::from_pem_slice(root.certificate().as_bytes())?;
     let (file, content) = match &kept {
         KeptRoot::Encrypted(file) => (format!("{STEM}{ENCRYPTED}"), file.clone()),
@@ -103,8 +127,17 @@ pub fn init(
     if let Some(split) = split {
         transcript.line("shares", &format!("{split} open it"));
     }
+    if let (Some((before, _)), Some(cross)) = (&before, &cross) {
+        transcript.part("Certified by the root before, for those who trust that one");
+        tell_certificate(&mut transcript, &CertificateDer::from_pem_slice(cross.as_bytes())?)?;
+        transcript.part("Root before");
+        tell_certificate(&mut transcript, &before.root.certificate)?;
+    }
     files.put(&file, &content, SECRET)?;
     let written = transcript.write(&files)?;
+    if let Some(cross) = cross {
+        files.put(CROSS, cross.as_bytes(), PUBLIC)?;
+    }
     // Last: without it, the rest counts for nothing.
     files.put(&format!("{STEM}.pem"), root.certificate().as_bytes(), PUBLIC)?;
     Ok(written)
@@ -151,6 +184,12 @@ impl Locked {
         Ok(format!("{subject}, until {not_after}, key {}", self.kept.shown()))
     }
 
+    fn is_valid_at(&self, now: OffsetDateTime) -> Result<bool> {
+        let (_, own) = X509Certificate::from_der(&self.root.certificate)?;
+        let validity = own.validity();
+        Ok(validity.not_before.to_datetime() <= now && now <= validity.not_after.to_datetime())
+    }
+
     fn open(&self, unlock: &mut Unlock<'_>) -> Result<Authority<RootKey>> {
         let certificate = &self.root.certificate;
         let name = self.root.name();
@@ -173,9 +212,8 @@ impl Locked {
     ) -> Result<(String, Written)> {
         let mut transcript = Transcript::begin("certificates were signed", present, now)?;
         let (_, own) = X509Certificate::from_der(&self.root.certificate)?;
-        let validity = own.validity();
         ensure!(
-            validity.not_before.to_datetime() <= now && now <= validity.not_after.to_datetime(),
+            self.is_valid_at(now)?,
             "the root is not valid now, by the clock of this machine: {}",
             rfc3339::seconds(now.unix_timestamp())
         );
@@ -359,5 +397,8 @@ fn tell_certificate(transcript: &mut Transcript, der: &CertificateDer<'_>) -> Re
     Ok(())
 }
 
+/// The file with the certificate by which the root before vouches for a new one. In the directory of
+/// a CA, it would be taken for one of the root of that name.
+const CROSS: &str = "cross.pem";
 /// In bytes. Two requests of RSA keys of 4096 bits have some 4000.
 const MAX_FILE: u64 = 64 * 1024;
