@@ -19,6 +19,7 @@ mod fake_clock;
 mod fleet;
 mod groups;
 mod health;
+mod hook;
 mod identities;
 mod inspect;
 mod interoperability;
