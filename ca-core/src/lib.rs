@@ -178,6 +178,14 @@ pub use new_root::{FirstRoot, NewRoot, NotANewRoot};
 #[cfg(feature = "unchecked")]
 pub mod unchecked;
 
+/// A time as people and programs read it, to the second.
+fn rfc3339(time: &time::OffsetDateTime) -> String {
+    let whole = time.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(*time);
+    let text = whole.format(&time::format_description::well_known::Rfc3339);
+    // A year that has no four digits.
+    text.unwrap_or_else(|_| whole.to_string())
+}
+
 fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
 }

@@ -6,8 +6,8 @@ use time::OffsetDateTime;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::X509Certificate;
 
-use crate::oid;
 use crate::x509::parse_certificate;
+use crate::{oid, rfc3339};
 
 /// The root that a CA begins with, which may certify any other CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +145,11 @@ pub enum NotANewRoot {
     NotSignedByTheOld,
     #[error("the cross certificate is too long for a reply to a device")]
     TooLong,
-    #[error("the new root is not valid at {time}: it is valid from {not_before} to {not_after}")]
+    #[error(
+        "the new root is not valid at {}: it is valid from {} to {}",
+        rfc3339(time),
+        rfc3339(not_before),
+        rfc3339(not_after)
+    )]
     NotValid { time: OffsetDateTime, not_before: OffsetDateTime, not_after: OffsetDateTime },
 }

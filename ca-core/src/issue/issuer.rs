@@ -13,7 +13,7 @@ use x509_parser::prelude::X509Certificate;
 
 use crate::profile::Profile;
 use crate::x509::{Name, attribute_of, parse_certificate};
-use crate::{Fault, oid};
+use crate::{Fault, oid, rfc3339};
 
 /// A key that signs certificates: in a file, or elsewhere. One that is elsewhere may be slow, and
 /// may fail with [`rcgen::Error::RemoteKeyError`] for a while.
@@ -269,8 +269,10 @@ pub enum IssuerError {
     #[error("the root did not sign the issuing certificate")]
     OtherRoot,
     #[error(
-        "the issuing certificate is not valid at {time}: it is valid from {not_before} to \
-         {not_after}"
+        "the issuing certificate is not valid at {}: it is valid from {} to {}",
+        rfc3339(time),
+        rfc3339(not_before),
+        rfc3339(not_after)
     )]
     NotValid { time: OffsetDateTime, not_before: OffsetDateTime, not_after: OffsetDateTime },
     #[error("the issuing certificate names itself as its issuer: it needs a name of its own")]
@@ -298,8 +300,10 @@ pub enum IssuerError {
     #[error("the issuing certificate does not name its key: it needs subjectKeyIdentifier=hash")]
     NoKeyId,
     #[error(
-        "the issuing certificate ends at {not_after}, which would cut the first device \
-         certificates short: it has to last until {needed} at least"
+        "the issuing certificate ends at {}, which would cut the first device certificates short: \
+         it has to last until {} at least",
+        rfc3339(not_after),
+        rfc3339(needed)
     )]
     EndsTooSoon { not_after: OffsetDateTime, needed: OffsetDateTime },
     #[error("the issuing certificate's key identifier has {length} bytes, not 1 to {MAX_KEY_ID}")]
