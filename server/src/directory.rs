@@ -13,7 +13,7 @@ use assay_ca_core::{
     KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
     issuing_request, new_ca_key, service_request,
 };
-use assay_pkcs11::Tokens;
+use assay_pkcs11::{Tokens, parse_uris};
 use assay_wire::{DeviceId, Flow, Rights, Scope};
 use rcgen::KeyPair;
 use rustls::RootCertStore;
@@ -537,20 +537,30 @@ impl Directory {
         issuer.under(&self.pinned()?).with_context(|| format!("{name}.pem and {ROOT}"))
     }
 
-    /// Files with secrets that every user of this machine can read.
+    /// Files with secrets that every user of this machine can read: the CA's own, and those with
+    /// the PINs of tokens.
     pub fn exposed(&self) -> Vec<PathBuf> {
         let mode =
             |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
         // Nobody can read files in a directory that they may not search.
-        if mode(&self.path) & 0o001 == 0 {
-            return Vec::new();
-        }
+        let is_open = |file: &PathBuf| {
+            mode(file) & 0o004 != 0 && file.parent().is_none_or(|above| mode(above) & 0o001 != 0)
+        };
         // If it cannot be read, whoever wants the keys says so.
         let own = self.own_files().unwrap_or_default().into_iter();
         let secrets = own.filter(|name| !is_public(name));
         let names = secrets.chain(DATABASES.into_iter().map(str::to_owned));
         let files = names.map(|name| self.path.join(name));
-        files.filter(|file| mode(file) & 0o004 != 0).collect()
+        files.chain(self.pin_files()).filter(is_open).collect()
+    }
+
+    /// The files with the PINs of the tokens in which keys of this CA are.
+    fn pin_files(&self) -> Vec<PathBuf> {
+        let named = issuing_files::in_token(&self.path).unwrap_or_default();
+        let read = |name: IssuingName| self.read(&name.uris()).ok();
+        let uris = named.into_iter().filter_map(read).filter_map(|it| parse_uris(&it).ok());
+        let files = uris.flatten().filter_map(|uri| uri.pin_file().map(Path::to_owned));
+        files.collect()
     }
 
     /// The secret of this kind, and the one beside it if there is one.
