@@ -12,6 +12,7 @@ use assay_tests::{
 };
 use tempfile::TempDir;
 
+use crate::fake_clock::FakeClock;
 use crate::lab::Lab;
 
 const PASSPHRASE: &str = "correct horse battery staple";

@@ -15,7 +15,7 @@ use super::{ceremony, list, table};
 #[derive(Subcommand)]
 pub(crate) enum Root {
     /// Make a root on a machine of its own, without a CA
-    Init(ceremony::Init),
+    Init(Box<ceremony::Init>),
     /// Certify what a CA on another machine asks for
     Sign(ceremony::Sign),
     /// Split what opens the root's key: so many of the shares open it

@@ -74,7 +74,7 @@ pub fn request(directory: &Directory, again: bool, now: OffsetDateTime) -> Resul
     };
     let before = files.read(&format!("{name}.pem"))?.context("it was there")?;
     let before = certificates_in(before.as_bytes())?;
-    let before = before.first().and_then(|it| Some(Issuer::common_name_in(it)?));
+    let before = before.first().and_then(Issuer::common_name_in);
     let before = before.context("the service CA has no common name")?;
     // Its name has the time, as that of one that is made here: relying parties find it by its name.
     let base = before.split(SERVICE_CA).next().unwrap_or(&before);

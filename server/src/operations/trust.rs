@@ -247,7 +247,7 @@ fn group_of(
     facts: Option<EkFacts>,
 ) -> Result<Option<(GroupName, Answer)>> {
     let (enrolment, is_enrolled) = (store.enrolment(&ek)?, store.is_enrolled(&ek)?);
-    let facts = facts.or(enrolment.and_then(|row| row.facts));
+    let facts = facts.or_else(|| enrolment.and_then(|row| row.facts));
     let (_, groups) = store.groups()?;
     let group = groups.of_ek(ek, facts.as_ref(), is_enrolled);
     Ok(group.map(|group| (group.name.clone(), group.answer)))
