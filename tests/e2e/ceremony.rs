@@ -324,6 +324,15 @@ fn service_ca_is_replaced_under_a_root_on_another_machine() -> Result<()> {
     let issuer = String::from_utf8(run(&mut issuer)?.stdout)?;
     ensure!(issuer.contains("Service CA 20"), "{issuer}");
     run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;
+
+    // The old one goes, and no key is certified twice, whatever a command left.
+    for name in ["server", "worker", "operator"] {
+        lab.assay(&["identity", "revoke", "--old", name])?;
+    }
+    lab.assay(&["service", "retire"])?;
+    fs::write(ca.join("service-next.key"), &waiting)?;
+    lab.assay(&["service", "csr"])?;
+    ensure!(fs::read(ca.join("service-next.key"))? != waiting, "a key of its own");
     Ok(())
 }
 
