@@ -5,6 +5,8 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use assay_tests::{
@@ -315,6 +317,8 @@ fn service_ca_is_replaced_under_a_root_on_another_machine() -> Result<()> {
     lab.assay(&["service", "install", &file("service.pem")?])?;
     ensure!(!ca.join("service-next.key").exists());
     ensure!(!ca.join("service-next.csr").exists());
+    // To the second, what is certified afterwards is certified later.
+    thread::sleep(Duration::from_millis(1100));
     for name in ["server", "worker", "operator"] {
         lab.assay(&["identity", "renew", name])?;
     }
@@ -400,6 +404,14 @@ fn root_certifies_nothing_but_the_two_kinds_of_ca() -> Result<()> {
     ensure!(offline.fails(&words(&unsaid))?.contains("--by NAME"));
     ensure!(!offline.path("x.pem").exists() && offline.transcripts("root")?.len() == 1);
 
+    // When the root has ended.
+    let clock = FakeClock::new()?;
+    clock.set(21 * 365 * 86_400)?;
+    let output = clock.give_to(offline.command(&words(&sign))?).output()?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(!output.status.success() && said.contains("the root is not valid now"), "{said}");
+    ensure!(!offline.path("x.pem").exists());
+
     offline.assay(&words(&sign))?;
     let text =
         run(tool("openssl")?.args(["x509", "-noout", "-text", "-in"]).arg(offline.path("x.pem")))?;
@@ -431,6 +443,17 @@ fn a_ca_under_a_root_elsewhere_is_opened_by_nobody_before_it_has_its_certificate
     offline.assay(&other)?;
     offline.assay(&words(&offline.sign("other", "ca/init.csr", "other.pem")))?;
     let said = offline.fails(&words(&finish("other.pem")))?;
+    ensure!(said.contains("the root did not sign"), "{said}");
+    // Of each root one.
+    let others = fs::read_to_string(offline.path("other.pem"))?;
+    let (other, _) = others.split_once(end).context("two certificates")?;
+    let (_, second) = all.split_once(end).context("two certificates")?;
+    fs::write(offline.path("mixed.pem"), format!("{other}{end}{second}"))?;
+    let said = offline.fails(&words(&finish("mixed.pem")))?;
+    ensure!(said.contains("the root did not sign"), "{said}");
+    let (_, other) = others.split_once(end).context("two certificates")?;
+    fs::write(offline.path("mixed.pem"), format!("{first}{end}{other}"))?;
+    let said = offline.fails(&words(&finish("mixed.pem")))?;
     ensure!(said.contains("the root did not sign"), "{said}");
     ensure!(!offline.path("ca/assay.db").exists() && !offline.path("ca/server.pem").exists());
 
