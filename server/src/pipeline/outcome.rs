@@ -81,6 +81,9 @@ pub(super) enum Refusal {
     /// Our fault. The device learns no more than that.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What the plan depends on was changed by the planner itself.
+    #[error("planned again")]
+    PlanAgain,
 }
 
 impl From<Failure> for Refusal {
@@ -99,7 +102,7 @@ impl Refusal {
             Self::Rejection(rejection) => rejection.problem(),
             // Whoever holds the key says once what is wrong.
             Self::Fault(Fault::KeyAway) => key_away(),
-            Self::Fault(_) | Self::Store(_) => {
+            Self::Fault(_) | Self::Store(_) | Self::PlanAgain => {
                 log.fault("the CA failed", self);
                 internal()
             }
