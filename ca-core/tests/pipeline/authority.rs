@@ -222,7 +222,7 @@ fn issuing_ca_certifies_no_ip_address_and_any_device_id() {
         let leaf = params.signed_by(&KeyPair::generate().unwrap(), &signer).unwrap();
         verify(&root, &issuing, leaf.der(), KeyUsage::client_auth())
     };
-    for address in ["127.0.0.1", "255.255.255.255", "::1", "2001:db8::1"] {
+    for address in ["127.0.0.1", "255.255.255.255", "0.0.0.1", "::1", "2001:db8::1"] {
         assert!(!accepted(SanType::IpAddress(address.parse().unwrap()), "x"), "{address}");
     }
     for id in ["pump-17", "pump.site.17", "broker.example.com", "pump_17:a"] {
