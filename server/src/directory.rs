@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use assay_ca_core::{
-    Authority, ConfigurationSigner, FirstRoot, Groups, Issuer, IssuerError, Issuers, IssuersError,
-    KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
+    Authority, ConfigurationSigner, FirstRoot, Flaws, Groups, Issuer, IssuerError, Issuers,
+    IssuersError, KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
     issuing_request, new_ca_key, service_request,
 };
 use assay_pkcs11::{Tokens, parse_uris};
@@ -29,6 +29,7 @@ use crate::backup_file::is_plain;
 use crate::ca::Ca;
 use crate::dated;
 use crate::expiry::ends_of;
+use crate::flaws;
 use crate::hook::Hook;
 use crate::issuing_files::{self, Files, IssuingName, PENDING, URIS};
 use crate::issuing_keys::{KeptKey, MadeIssuing, TokenPlace};
@@ -495,8 +496,25 @@ impl Directory {
             documents: self.credentials("worker").ok().and_then(|worker| {
                 ConfigurationSigner::new(&worker.chain, worker.key.secret_der()).ok()
             }),
+            flaws: self.flaws()?,
             hook: self.hook()?,
         })
+    }
+
+    /// Firmware with known flaws: what this version knows, and what the file `flaws.toml` says.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn flaws(&self) -> Result<Flaws> {
+        let file = self.path.join(FLAWS);
+        let more = match fs::read_to_string(&file) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", file.display()));
+            }
+        };
+        flaws::read(more.as_deref()).with_context(|| file.display().to_string())
     }
 
     /// The service that `assay.toml` names, if it names one.
@@ -800,7 +818,8 @@ fn has_ended(pem: &str, now: OffsetDateTime) -> bool {
 
 /// Whether everybody may read a file of this name.
 fn is_public(name: &str) -> bool {
-    name == CONFIG || [".pem", ".csr", URIS].iter().any(|kind| name.ends_with(kind))
+    [CONFIG, FLAWS].contains(&name)
+        || [".pem", ".csr", URIS].iter().any(|kind| name.ends_with(kind))
 }
 
 /// The settings that somebody has put into a directory in which a CA is to be made; `shown` is its
@@ -1039,7 +1058,7 @@ impl NewFiles<'_> {
             let own = own_identities(&service, server_names, Some(&config), now)?;
 
             // Of an attempt that was cut short.
-            for name in self.made_by_finish(&first) {
+            for name in MADE_LAST.map(str::to_owned).into_iter().chain([first.certificate()]) {
                 files.remove(&name)?;
             }
             let issuing = pem_of("CERTIFICATE", issuing);
@@ -1051,13 +1070,6 @@ impl NewFiles<'_> {
         // With it goes what says that the CA waits.
         fs::remove_file(self.directory.join(REQUESTS))?;
         Ok(File::open(self.directory)?.sync_all()?)
-    }
-
-    /// The files that the end of a CA's making writes, except for the database.
-    fn made_by_finish(&self, first: &IssuingName) -> Vec<String> {
-        let begun = [CONFIG, ROOT, "service.key"];
-        let names = FILES.into_iter().filter(|name| !begun.contains(name)).map(str::to_owned);
-        names.chain([first.certificate(), NEW_DATABASE.to_owned()]).collect()
     }
 
     /// SQLite makes the database in another directory. It opens files by name, and in this
@@ -1358,6 +1370,8 @@ impl Default for RawSharedKeys {
 }
 
 const CONFIG: &str = "assay.toml";
+/// Firmware with known flaws that the operator knows of.
+const FLAWS: &str = "flaws.toml";
 const ROOT: &str = "root.pem";
 /// The requests of a CA that waits for its certificates.
 const REQUESTS: &str = "init.csr";
@@ -1372,8 +1386,9 @@ const MASTER_SECRET: &str = "master.key";
 /// The length of a shared secret.
 const SECRET_LEN: usize = 32;
 /// What a CA consists of, besides its database and its issuing CAs.
-const FILES: [&str; 17] = [
+const FILES: [&str; 18] = [
     CONFIG,
+    FLAWS,
     ROOT,
     "root.key",
     "root.key.age",
@@ -1390,6 +1405,19 @@ const FILES: [&str; 17] = [
     "operator.key",
     TICKET_KEY,
     MASTER_SECRET,
+];
+/// What a CA gets last whose root is elsewhere, besides its issuing CA's certificate.
+const MADE_LAST: [&str; 10] = [
+    "service.pem",
+    "server.pem",
+    "server.key",
+    "worker.pem",
+    "worker.key",
+    "operator.pem",
+    "operator.key",
+    TICKET_KEY,
+    MASTER_SECRET,
+    NEW_DATABASE,
 ];
 /// The database, with what is beside it.
 const DATABASES: [&str; 7] = [

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use assay_ca_core::{Allowances, Answer, GroupName, Role};
+use assay_ca_core::{Allowances, Answer, Flaws, GroupName, Role};
 use assay_server::anchors::read_anchors;
 use assay_server::directory::Directory;
 use assay_server::operations::trust::{self, Verdict};
@@ -40,7 +40,7 @@ impl Trust {
         let store = &mut *directory.store()?;
         match self {
             Self::Add(add) => add.run(store),
-            Self::Check(check) => check.run(store),
+            Self::Check(check) => check.run(store, &directory.flaws()?),
             Self::List { json } => list(store, json),
             Self::Remove { fingerprint } => {
                 for subject in trust::remove(store, &fingerprint)? {
@@ -77,12 +77,12 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    fn run(self, store: &mut dyn Store) -> Result<()> {
+    fn run(self, store: &mut dyn Store, flaws: &Flaws) -> Result<()> {
         let anchors = read_anchors(store)?;
         let mut refused = 0;
         for file in &self.files {
             let name = file.display().to_string();
-            let verdict = trust::judge(store, &anchors, file);
+            let verdict = trust::judge(store, &anchors, flaws, file);
             refused += usize::from(verdict.is_err());
             if self.json {
                 let line = match verdict {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use assay_ca_core::{
-    Allowances, Answer, ContainerError, EkCheck, EkFacts, EkIdentity, GroupName, Role,
+    Allowances, Answer, ContainerError, EkCheck, EkFacts, EkIdentity, Flaws, GroupName, Role,
     TrustAnchors, VendorCertificate, certificates_in,
 };
 use assay_store::Store;
@@ -192,7 +192,12 @@ pub struct Verdict {
 ///
 /// # Errors
 /// It would not be, for this reason; or the record cannot be read.
-pub fn judge(store: &mut dyn Store, anchors: &TrustAnchors, file: &Path) -> Result<Verdict> {
+pub fn judge(
+    store: &mut dyn Store,
+    anchors: &TrustAnchors,
+    flaws: &Flaws,
+    file: &Path,
+) -> Result<Verdict> {
     let content = &vendor_files::read_bounded(file)?;
     let now = OffsetDateTime::now_utc();
     let by_enrolment = |key, group| Verdict {
@@ -217,7 +222,7 @@ pub fn judge(store: &mut dyn Store, anchors: &TrustAnchors, file: &Path) -> Resu
                 "it holds no certificate; a bare key is trusted only if it is enrolled, see \
                  `assay enroll add`"
             );
-            return Ok(by_enrolment(ek.key, group_of(store, ek.ek_id, None)?));
+            return Ok(by_enrolment(ek.key, group_of(store, ek.ek_id, None, flaws)?));
         }
         certificates => certificates?,
     };
@@ -230,11 +235,11 @@ pub fn judge(store: &mut dyn Store, anchors: &TrustAnchors, file: &Path) -> Resu
     let EkCheck { ek_id, key, path, facts } = EkCheck::of(&certificates, anchors, now)?;
     match path {
         Ok(path) => {
-            let group = group_of(store, ek_id, facts)?;
+            let group = group_of(store, ek_id, facts, flaws)?;
             Ok(Verdict { group, is_ek: true, ..by_certificate(key, path.issuers()) })
         }
         Err(_) if store.is_enrolled(&ek_id)? => {
-            Ok(by_enrolment(key, group_of(store, ek_id, None)?))
+            Ok(by_enrolment(key, group_of(store, ek_id, None, flaws)?))
         }
         Err(reason) => Err(reason.into()),
     }
@@ -245,11 +250,12 @@ fn group_of(
     store: &mut dyn Store,
     ek: EkId,
     facts: Option<EkFacts>,
+    flaws: &Flaws,
 ) -> Result<Option<(GroupName, Answer)>> {
     let (enrolment, is_enrolled) = (store.enrolment(&ek)?, store.is_enrolled(&ek)?);
     let facts = facts.or_else(|| enrolment.and_then(|row| row.facts));
     let (_, groups) = store.groups()?;
-    let group = groups.of_ek(ek, facts.as_ref(), is_enrolled);
+    let group = groups.of_ek(ek, facts.as_ref(), flaws, is_enrolled);
     Ok(group.map(|group| (group.name.clone(), group.answer)))
 }
 
