@@ -7,7 +7,7 @@ use std::io::{Read, stdin};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use assay_ca_core::{EkIdentity, RecognisedAs, Reprovision};
+use assay_ca_core::{EkFacts, EkIdentity, RecognisedAs, Reprovision};
 use assay_store::{NewEnrolment, Tags};
 use assay_wire::{DeviceId, EkId};
 use csv::{ByteRecord, ErrorKind, ReaderBuilder, Trim};
@@ -59,6 +59,7 @@ impl Defaults {
     /// It is no EK, or not a sound one.
     pub fn enrolment(&self, ek: &[u8]) -> Result<(RecognisedAs, EkIdentity, NewEnrolment)> {
         let (recognised, identity) = EkIdentity::recognise(ek)?;
+        let tpm = identity.certificate.as_ref().and_then(|certificate| certificate.tpm.clone());
         let enrolment = NewEnrolment {
             ek_id: identity.ek_id,
             device_id: None,
@@ -68,6 +69,7 @@ impl Defaults {
             plain_srk: self.plain_srk,
             disabled: None,
             tags: Tags::new(),
+            facts: tpm.map(|tpm| EkFacts::of_file(Some(tpm))),
             added_at: self.added_at,
         };
         Ok((recognised, identity, enrolment))

@@ -1,6 +1,6 @@
 //! What a decision says: what is new, whom it is about, why it was refused.
 
-use assay_ca_core::{Failure, Fault, Rejection};
+use assay_ca_core::{EkFacts, Failure, Fault, Rejection};
 use assay_store::{Act, AuditEntry, Basis, Change, StoreError, Whom};
 use assay_wire::{EkId, Problem, ProblemCode, ReplyBody};
 
@@ -25,15 +25,22 @@ pub struct About {
     pub ek_id: Option<EkId>,
     pub(super) device: Option<Whom>,
     pub(super) change: Change,
+    /// What a certificate says of the EK, if it is enrolled and that is not on record.
+    pub(super) facts: Option<EkFacts>,
 }
 
 impl About {
     pub(super) fn new(action: &'static str) -> Self {
-        Self { action, ek_id: None, device: None, change: Change::None }
+        Self { action, ek_id: None, device: None, change: Change::None, facts: None }
     }
 
     pub(super) fn unreadable() -> Self {
         Self::new("unreadable")
+    }
+
+    /// What is to be put on record of an EK, whatever the decision is.
+    pub(super) fn take_facts(&mut self) -> Option<(EkId, EkFacts)> {
+        self.ek_id.zip(self.facts.take())
     }
 
     /// The record of a decision.

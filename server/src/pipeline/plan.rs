@@ -85,7 +85,7 @@ impl Planner {
             Examined::Challenge(offered, evidence, instead) => {
                 let Basis { snapshot, .. } =
                     self.due(&evidence.ek, IkInQuestion::None, WaitingInQuestion::None, now)?;
-                let ek = self.trust(&evidence.ek, &snapshot, now)?;
+                let ek = self.trust(&evidence.ek, &snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
                 let admission = self.admission(&snapshot, now)?;
                 let admitted = Admitted::decide(*offered, ek, &snapshot.records, &admission)?;
@@ -135,7 +135,7 @@ impl Planner {
             Examined::Enroll(offered, evidence) => {
                 let ik = evidence.claimed_ik_id().into();
                 let basis = self.due(&evidence.ek, ik, WaitingInQuestion::OfIk, now)?;
-                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let ek = self.trust(&evidence.ek, &basis.snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let admission = self.admission(&basis.snapshot, now)?;
@@ -170,7 +170,7 @@ impl Planner {
             Examined::Register(offered, evidence) => {
                 let none = WaitingInQuestion::None;
                 let basis = self.due(&evidence.ek, IkInQuestion::None, none, now)?;
-                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let ek = self.trust(&evidence.ek, &basis.snapshot, now, about)?;
                 let (parent, records) = (evidence.parent()?, &basis.snapshot.records);
                 let admission = self.admission(&basis.snapshot, now)?;
                 let admitted = Admitted::decide(*offered, ek, records, &admission)?;
@@ -184,7 +184,7 @@ impl Planner {
             Examined::Renew(evidence) => {
                 let of_ik = WaitingInQuestion::OfIk;
                 let basis = self.due(&evidence.ek, IkInQuestion::OfActive, of_ik, now)?;
-                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let ek = self.trust(&evidence.ek, &basis.snapshot, now, about)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let (offered, admission) =
                     (Offered::<RenewFlow>::ALWAYS, self.admission(&basis.snapshot, now)?);
@@ -299,6 +299,7 @@ impl Planner {
         evidence: &EkEvidence,
         snapshot: &Snapshot,
         now: OffsetDateTime,
+        about: &mut About,
     ) -> Result<TrustedEk, Refusal> {
         if snapshot.anchors != self.anchors_version {
             // They may be newer than the snapshot. Then the basis is stale, and the next plan reads
@@ -307,7 +308,13 @@ impl Planner {
             self.anchors_version = snapshot.anchors;
         }
         let enrolment = snapshot.records.enrolment.as_ref();
-        Ok(TrustedEk::verify(evidence, &self.anchors, enrolment, now)?)
+        let ek = TrustedEk::verify(evidence, &self.anchors, enrolment, now)?;
+        if let Some(enrolment) = enrolment
+            && ek.facts().is_some_and(|shown| enrolment.facts.as_ref() != Some(shown))
+        {
+            about.facts = ek.facts().cloned();
+        }
+        Ok(ek)
     }
 
     fn admission(

@@ -150,8 +150,9 @@ fn caught<T>(job: &Job, log: &DecisionLog, work: impl FnOnce() -> T) -> Option<T
 }
 
 impl Decided {
-    fn take(&self, ca: Arc<Ca>, job: Job, outcome: Outcome, about: About, attempts: u32) {
+    fn take(&self, ca: Arc<Ca>, job: Job, outcome: Outcome, mut about: About, attempts: u32) {
         let Self { writes, outbox, log } = self;
+        let learnt = about.take_facts();
         match outcome {
             Outcome::Pong => {
                 debug!(client = %job.received.client, "ping answered");
@@ -181,6 +182,10 @@ impl Decided {
                 let planned = Planned { ca, job, examination, issued, audit, attempts };
                 _ = writes.send(Write::Planned(Box::new(planned)));
             }
+        }
+        // Last, so that no plan is stale because of it.
+        if let Some((ek, facts)) = learnt {
+            _ = writes.send(Write::Learn(ek, Box::new(facts)));
         }
     }
 }
