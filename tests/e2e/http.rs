@@ -15,8 +15,8 @@ use tempfile::TempDir;
 use crate::lab::Lab;
 use crate::stolen_key::forge;
 
-const HTTPS: &str = "[http]\nlisten = \"127.0.0.1:0\"\n";
-const PLAIN: &str = "[http]\nlisten = \"127.0.0.1:0\"\ntls = false\n";
+pub(crate) const HTTPS: &str = "[http]\nlisten = \"127.0.0.1:0\"\n";
+pub(crate) const PLAIN: &str = "[http]\nlisten = \"127.0.0.1:0\"\ntls = false\n";
 
 pub(crate) const OPERATOR: &[&str] = &["--role", "operator"];
 

@@ -3,6 +3,7 @@
 
 mod access_broker;
 mod advice;
+mod api;
 mod backends;
 mod backup;
 mod broker_check;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use assay_broker_plugin::certificate::ClientCertificate;
 use assay_broker_plugin::doorkeeper::{NotGood, Register};
-use assay_wire::Identity;
+use assay_wire::{ClientId, Identity};
 use axum::extract::FromRequestParts;
 use axum::http::StatusCode;
 use axum::http::request::Parts;
@@ -35,6 +35,35 @@ impl FromRequestParts<Face> for Reader {
             Identity::Device { .. } | Identity::Worker => return Err(not_for(&certificate)),
         }
         is_good(face, certificate).await.map(|_| Self(()))
+    }
+}
+
+/// An operator whose certificate is on record and good, and the name that it has there. Only the
+/// check makes one.
+pub(super) struct Operator {
+    /// As the audit has it.
+    pub(super) name: ClientId,
+}
+
+impl FromRequestParts<Face> for Operator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, face: &Face) -> Result<Self, Problem> {
+        if face.is_open {
+            let detail = "operators are known by TLS: take `tls = false` out of assay.toml";
+            return Err(Problem::of(StatusCode::FORBIDDEN, detail));
+        }
+        let certificate = shown(parts)?;
+        if certificate.identity != Identity::Operator {
+            return Err(not_for(&certificate));
+        }
+        let certificate = is_good(face, certificate).await?;
+        let name = face.records.with(move |store| Ok(store.identity_named(&certificate.sha256)?));
+        let name = name.await.map_err(|error| Problem::ours(&error))?;
+        let name = name.and_then(|name| format!("cert:{name}").parse().ok());
+        let nobody =
+            || Problem::of(StatusCode::FORBIDDEN, "this certificate has no name on record");
+        name.map(|name| Self { name }).ok_or_else(nobody)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The CA by HTTP: what supervisors, Prometheus and relying parties ask.
+//! The CA by HTTP: what supervisors, Prometheus, relying parties and operators ask.
 //!
 //! | file | knows |
 //! |---|---|
@@ -6,11 +6,13 @@
 //! | `caller` | who asks: an operator, a service, a stranger |
 //! | `records` | the store, off the async threads |
 //! | `health` | whether the CA serves, and its metrics |
+//! | `api/` | what operators read and do |
 //! | `public` | what everybody may have: certificates and revocation lists |
 //! | `problem` | why there is no answer (RFC 9457) |
 //!
 //! This is a face, as `cli/` is: what it does is in [`operations`](crate::operations).
 
+mod api;
 mod caller;
 mod health;
 mod listener;
@@ -86,7 +88,7 @@ impl Http {
         let listener = Listener::bind(config.address, config.tls)?;
         let records = Records::new(config.database);
         let health = Arc::new(Health::new(
-            config.directory,
+            config.directory.clone(),
             config.gate,
             config.metrics,
             config.subscription,
@@ -94,6 +96,7 @@ impl Http {
         ));
         let face = Face {
             is_open,
+            directory: config.directory,
             records,
             register: config.register,
             health: Arc::clone(&health),
@@ -123,6 +126,7 @@ impl Http {
 struct Face {
     /// There is no TLS: whoever is on this machine may read the metrics, and nothing more.
     is_open: bool,
+    directory: Directory,
     records: Arc<Records>,
     register: Arc<dyn Register>,
     health: Arc<Health>,
@@ -138,6 +142,7 @@ fn router(face: Face) -> Router {
         .route("/ca", get(public::certificates))
         .route("/crl", get(public::lists))
         .route("/crl/{key}", get(public::list))
+        .nest("/api/v1", api::router())
         .fallback(async || Problem::of(StatusCode::NOT_FOUND, "there is nothing at this path"))
         .method_not_allowed_fallback(async || {
             Problem::of(StatusCode::METHOD_NOT_ALLOWED, "not by this method")
