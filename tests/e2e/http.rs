@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -191,17 +191,24 @@ fn without_tls_this_machine_reads_metrics_and_other_machines_are_no_choice() -> 
     ensure!(nobody.url.starts_with("http://127.0.0.1:"), "{}", nobody.url);
     nobody.asks("/metrics", &[])?.is(200, "assay_store_up 1\n")?;
     nobody.asks("/readyz", &[])?.is(200, "ready")?;
-    let elsewhere = lab.dir.assay(&["serve", "--http", "0.0.0.0:0"])?.output()?;
+    let elsewhere = for_seconds(lab.dir.assay(&["serve", "--http", "0.0.0.0:0"])?)?.output()?;
     let said = String::from_utf8_lossy(&elsewhere.stderr);
     ensure!(!elsewhere.status.success() && said.contains("remove `tls = false`"), "{said}");
 
     let dir = AssayDir::init()?;
     let settings = "[http]\nlisten = \"0.0.0.0:8885\"\ntls = false\n";
     fs::write(dir.path().join("assay.toml"), settings)?;
-    let refused = dir.assay(&["serve"])?.output()?;
+    let refused = for_seconds(dir.assay(&["serve"])?)?.output()?;
     let said = String::from_utf8_lossy(&refused.stderr);
     ensure!(!refused.status.success() && said.contains("HTTP needs TLS there"), "{said}");
     Ok(())
+}
+
+/// The same command, which is ended if it does not end by itself.
+fn for_seconds(command: Command) -> Result<Command> {
+    let mut timeout = tool("timeout")?;
+    timeout.arg("10").arg(command.get_program()).args(command.get_args());
+    Ok(timeout)
 }
 
 #[test]

@@ -50,8 +50,8 @@ impl Size {
 const USUAL: u16 = 50;
 /// With a certificate in each, some 200 KiB.
 const LONGEST: u16 = 100;
-/// A store reads so many in some 20 ms.
-const ROWS: usize = 2000;
+/// A store reads so many in some 10 ms; in 100 ms if it has to fetch each from a disk.
+const ROWS: usize = 500;
 
 #[cfg(test)]
 mod tests {
