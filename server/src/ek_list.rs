@@ -274,9 +274,7 @@ impl Columns {
             )
         });
         let tags: Tags = tags.collect::<Result<_>>()?;
-        for (name, value) in &tags {
-            ensure!(value.len() <= MAX_TAG, "{name:?} is longer than {MAX_TAG} bytes");
-        }
+        check_tags(&tags)?;
         let reprovision =
             cell(record, self.reprovision, |policy| Ok(policy.parse()?)).context("reprovision")?;
         let flag = |column| cell(record, column, |flag| either(flag, ["false", "true"]));
@@ -330,6 +328,16 @@ pub(crate) fn checked(ek: &EkIdentity, enrolment: NewEnrolment) -> Result<NewEnr
     }
     let device_id = enrolment.device_id.map(|id| ek.may_be_named(id)).transpose()?;
     Ok(NewEnrolment { device_id, ..enrolment })
+}
+
+/// Refuses more tags than a list may have, and longer ones.
+pub(crate) fn check_tags(tags: &Tags) -> Result<()> {
+    ensure!(tags.len() <= MAX_TAGS, "there are more than {MAX_TAGS}");
+    for (name, value) in tags {
+        ensure!(name.len() <= MAX_TAG_NAME, "a name is longer than {MAX_TAG_NAME} bytes");
+        ensure!(value.len() <= MAX_TAG, "{name:?} is longer than {MAX_TAG} bytes");
+    }
+    Ok(())
 }
 
 /// Makes the second entry for an EK or device id an error that names the first.

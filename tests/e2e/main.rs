@@ -18,6 +18,7 @@ mod fake_clock;
 mod fleet;
 mod groups;
 mod health;
+mod hook;
 mod http;
 mod identities;
 mod inspect;

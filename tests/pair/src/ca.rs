@@ -84,6 +84,7 @@ impl Ca {
                     .and_then(|profile| profile.with_renewal(Some(RENEW_BEFORE)))
                     .unwrap(),
                 documents: None,
+                hook: None,
             },
             planner: Planner::open(Box::new(store)).unwrap(),
             log: DecisionLog::default(),

@@ -17,7 +17,7 @@ use super::reads::{ek_of, manufacturer_of};
 use super::{Act, Answer, Answered, not_found};
 use crate::operations::enrol::{self, Forgotten};
 use crate::operations::identities::{self, Revoke, RevokeError};
-use crate::operations::pending::{self, Naming, Pattern, Selection};
+use crate::operations::pending::{self, Naming, Selection};
 use crate::operations::{documents, note_act};
 
 /// Which of those that wait are meant; as `assay pending approve`.
@@ -194,10 +194,11 @@ fn selection(
 }
 
 fn naming(text: &str) -> Result<Naming, Problem> {
-    match Pattern::read(text).map_err(|error| bad(&format!("name: {error:#}")))? {
-        Some(pattern) => Ok(Naming::Numbered(pattern)),
-        None => text.parse().map(Naming::Name).map_err(|error| bad(&format!("name: {error}"))),
-    }
+    let naming = match text.contains("{n}") {
+        true => text.parse().map(Naming::Numbered).map_err(|error| error.to_string()),
+        false => text.parse().map(Naming::Name).map_err(|error| error.to_string()),
+    };
+    naming.map_err(|error| bad(&format!("name: {error}")))
 }
 
 fn bad(detail: &str) -> Problem {
