@@ -232,7 +232,7 @@ impl Rule {
         terms.not_after = not_after.or(terms.not_after);
         terms.quota = quota.or(terms.quota);
         replace(&mut terms.ik_kinds, ik_kinds);
-        terms.names = names.clone().or(terms.names.take());
+        terms.names = names.clone().or_else(|| terms.names.take());
         terms.lifetime = lifetime.map(|days| Duration::days(days.into())).or(terms.lifetime);
         group
     }
