@@ -2,18 +2,19 @@
 
 use std::fs::{self, DirEntry, File, Permissions};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use assay_ca_core::{
-    Authority, ConfigurationSigner, Groups, Issuer, Issuers, IssuersError, KeyAndCertificate,
-    LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
+    Authority, ConfigurationSigner, Flaws, Groups, Issuer, Issuers, IssuersError,
+    KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
 };
 use assay_pkcs11::Tokens;
 use assay_wire::{DeviceId, Flow, Rights, Scope};
+use ipnet::IpNet;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -26,6 +27,7 @@ use crate::backup_file::is_plain;
 use crate::ca::Ca;
 use crate::dated;
 use crate::expiry::ends_of;
+use crate::flaws;
 use crate::hook::Hook;
 use crate::issuing_files::{self, Files, IssuingName, PENDING, URIS};
 use crate::issuing_keys::{KeptKey, MadeIssuing, TokenPlace};
@@ -33,7 +35,7 @@ use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours, pem_of};
 use crate::random::random;
 use crate::root_files::{self, Root};
 use crate::staging::Staging;
-use assay_broker_plugin::embedded::Limits;
+use assay_broker_plugin::embedded::{Balancers, Limits};
 use assay_store::sqlite::Sqlite;
 use assay_store::{Database, IdentityRole, NewIdentity, PostgresSettings, Retention, Store};
 
@@ -57,6 +59,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where HTTP is answered, if at all.
     pub http: Option<HttpAddress>,
+    /// Who passes connections on to the built-in broker, and says where they come from.
+    pub balancers: Balancers,
     /// What certificates look like, and which flows lead to one.
     pub profile: Profile,
     /// How long rows that nobody needs any more are kept.
@@ -499,8 +503,25 @@ impl Directory {
             documents: self.credentials("worker").ok().and_then(|worker| {
                 ConfigurationSigner::new(&worker.chain, worker.key.secret_der()).ok()
             }),
+            flaws: self.flaws()?,
             hook: self.hook()?,
         })
+    }
+
+    /// Firmware with known flaws: what this version knows, and what the file `flaws.toml` says.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn flaws(&self) -> Result<Flaws> {
+        let file = self.path.join(FLAWS);
+        let more = match fs::read_to_string(&file) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", file.display()));
+            }
+        };
+        flaws::read(more.as_deref()).with_context(|| file.display().to_string())
     }
 
     /// The service that `assay.toml` names, if it names one.
@@ -794,7 +815,8 @@ fn has_ended(pem: &str, now: OffsetDateTime) -> bool {
 
 /// Whether everybody may read a file of this name.
 fn is_public(name: &str) -> bool {
-    name == CONFIG || [".pem", ".csr", URIS].iter().any(|kind| name.ends_with(kind))
+    [CONFIG, FLAWS].contains(&name)
+        || [".pem", ".csr", URIS].iter().any(|kind| name.ends_with(kind))
 }
 
 /// The settings that somebody has put into a directory in which a CA is to be made; `shown` is its
@@ -1024,6 +1046,7 @@ impl Config {
             operational: raw.broker.operational,
             limits: raw.broker.limits.checked().context("broker.limits")?,
             http: raw.http.checked().context("http")?,
+            balancers: balancers(&raw.broker.balancers).context("broker.balancers")?,
             profile: profile.with_flows(flows).context("flows")?,
             retention: raw.store.retention.checked().context("store.retention")?,
             postgres: raw.store.address().context("store")?,
@@ -1106,7 +1129,24 @@ impl Default for RawRetention {
 struct RawBroker {
     bootstrap: SocketAddr,
     operational: SocketAddr,
+    balancers: Vec<String>,
     limits: RawLimits,
+}
+
+/// Those at these addresses, and in these networks.
+///
+/// # Errors
+/// One is neither; or this machine is among them, from which the worker connects without a header.
+fn balancers(texts: &[String]) -> Result<Balancers> {
+    let network = |text: &String| -> Result<IpNet> {
+        let alone = text.parse::<IpAddr>().map(IpNet::from);
+        let network = alone.or_else(|_| text.parse());
+        let network = network.with_context(|| format!("{text} is no address and no network"))?;
+        let is_ours = network.contains(&IpAddr::from(Ipv4Addr::LOCALHOST));
+        ensure!(!is_ours, "{text} has 127.0.0.1, from where the CA's own worker connects");
+        Ok(network)
+    };
+    Ok(Balancers::new(texts.iter().map(network).collect::<Result<_>>()?))
 }
 
 #[derive(Deserialize)]
@@ -1176,6 +1216,7 @@ impl Default for RawBroker {
         Self {
             bootstrap: everywhere(8883),
             operational: everywhere(8884),
+            balancers: Vec::new(),
             limits: RawLimits::default(),
         }
     }
@@ -1202,6 +1243,8 @@ impl Default for RawSharedKeys {
 }
 
 const CONFIG: &str = "assay.toml";
+/// Firmware with known flaws that the operator knows of.
+const FLAWS: &str = "flaws.toml";
 const ROOT: &str = "root.pem";
 /// The CA of brokers, workers, operators and backends.
 const SERVICE: &str = "service";
@@ -1214,8 +1257,9 @@ const MASTER_SECRET: &str = "master.key";
 /// The length of a shared secret.
 const SECRET_LEN: usize = 32;
 /// What a CA consists of, besides its database and its issuing CAs.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     CONFIG,
+    FLAWS,
     ROOT,
     "root.key",
     "service.pem",

@@ -22,6 +22,7 @@ pub mod revocations;
 pub mod rfc3339;
 
 mod dated;
+mod flaws;
 mod issuing_keys;
 mod new_files;
 mod random;

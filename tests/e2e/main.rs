@@ -6,6 +6,7 @@ mod advice;
 mod api;
 mod backends;
 mod backup;
+mod balancer;
 mod broker_check;
 mod clock;
 mod commands;

@@ -106,6 +106,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("postgresql-15", "the store for many workers, for tests"),
     ("prometheus", "checks metrics and alert rules, for tests"),
     ("python3-paho-mqtt", "another MQTT client that is not ours, for tests"),
+    ("haproxy", "a balancer in front of the broker, for tests"),
     ("softhsm2", "PKCS #11 tokens in software, for tests"),
     ("tpm2-abrmd", "a user-space resource manager, for tests"),
     ("tpm2-openssl", "lets OpenSSL use a TPM's keys, for tests"),

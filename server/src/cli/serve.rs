@@ -69,6 +69,7 @@ impl Serve {
                 scope: config.scope.clone(),
                 register: Arc::clone(&register),
                 limits: config.limits,
+                balancers: config.balancers.clone(),
             })
             .await
             .with_context(|| {

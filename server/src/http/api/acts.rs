@@ -1,5 +1,7 @@
 //! What operators do. Each act is in the audit, under the name of the operator's certificate.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use assay_store::{Store, StoreError};
 use assay_wire::{DeviceId, EkId};
@@ -138,16 +140,17 @@ async fn of_ek(
     action: &'static str,
     change: impl FnOnce(&mut dyn Store, &EkId, OffsetDateTime) -> Result<()> + Send + 'static,
 ) -> Answered {
-    let scope = face.outfit.borrow().ca.scope.clone();
+    let ca = Arc::clone(&face.outfit.borrow().ca);
     face.act_if(move |store| {
         let Some(ek) = ek_of(store, &which)? else { return Ok(None) };
         let device_id = store.enrolment(&ek)?.and_then(|row| row.device_id);
         let now = OffsetDateTime::now_utc();
         change(store, &ek, now)?;
         info!(operator = %operator.name, %ek, "{action}");
-        note_act(store, &scope, action, Some(ek), device_id, &operator.name, now)?;
+        note_act(store, &ca.scope, action, Some(ek), device_id, &operator.name, now)?;
         let row = store.enrolment(&ek)?;
-        Ok(Some(json!({ "ek_id": ek.to_string(), "ek": row.as_ref().map(documents::ek) })))
+        let shown = row.as_ref().map(|row| documents::ek(row, &ca.flaws));
+        Ok(Some(json!({ "ek_id": ek.to_string(), "ek": shown })))
     })
     .await?
     .ok_or_else(|| not_found("device of this id"))

@@ -1,5 +1,7 @@
 //! What is on record, as `assay … --json` shows it.
 
+use std::sync::Arc;
+
 use assay_ca_core::Manufacturer;
 use assay_store::{CertificateRow, DeviceRow, PendingRow, Store};
 use assay_wire::{DeviceId, EkId};
@@ -62,6 +64,7 @@ pub(super) async fn device(
     State(face): State<Face>,
     Path(which): Path<String>,
 ) -> Answered {
+    let ca = Arc::clone(&face.outfit.borrow().ca);
     let found = face.read_if(move |store| {
         let Some(ek) = ek_of(store, &which)? else { return Ok(None) };
         let Some(row) = store.enrolment(&ek)? else { return Ok(None) };
@@ -72,7 +75,7 @@ pub(super) async fn device(
             history = store.history(id)?;
         }
         Ok(Some(json!({
-            "ek": documents::ek(&row),
+            "ek": documents::ek(&row, &ca.flaws),
             "device": device.as_ref().map(documents::device),
             "certificates": shown(&certificates, documents::certificate),
             "tpms": shown(&history, documents::tenure),
@@ -177,6 +180,8 @@ pub(super) async fn pending(
     let wanted = manufacturer.as_deref().map(manufacturer_of).transpose()?;
     // The store has ten thousand at most, and reads them all.
     let size = Size::new(limit, false);
+    let ca = Arc::clone(&face.outfit.borrow().ca);
+    let show = move |row: &PendingRow| documents::pending(row, &ca.flaws);
     let key = |row: &PendingRow| format!("{:020}.{}", row.first_seen, row.waiting.ek_id);
     face.read(move |store| {
         let mut rows = store.pending()?;
@@ -186,7 +191,7 @@ pub(super) async fn pending(
             cursor.as_ref().is_none_or(|from| key(row) >= *from)
                 && wanted.is_none_or(|wanted| its == Some(wanted))
         });
-        Ok(size.page(rows, key, |_| true, documents::pending))
+        Ok(size.page(rows, key, |_| true, show))
     })
     .await
 }
