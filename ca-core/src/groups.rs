@@ -10,9 +10,9 @@ use crate::ek::ca_key::CaKey;
 use crate::ek::facts::EkFacts;
 use crate::ek::model::TpmModel;
 use crate::flaws::Flaws;
-use crate::hex;
 use crate::ik::IkKind;
 use crate::profile::Profile;
+use crate::{hex, rfc3339};
 
 /// The groups of a CA. The first one whose conditions all hold decides; if there is none, the EK is
 /// not admitted.
@@ -135,9 +135,9 @@ pub enum Unadmitted {
     NoGroup(String),
     #[error("group {0} refuses it")]
     Refused(GroupName),
-    #[error("group {group} admits devices from {from} on")]
+    #[error("group {group} admits devices from {} on", rfc3339(from))]
     TooEarly { group: GroupName, from: OffsetDateTime },
-    #[error("group {group} admitted devices until {until}")]
+    #[error("group {group} admitted devices until {}", rfc3339(until))]
     TooLate { group: GroupName, until: OffsetDateTime },
     #[error("group {group} takes identity keys of these kinds: {allowed}; and not {found}")]
     IkKind { group: GroupName, found: IkKind, allowed: String },
@@ -239,6 +239,18 @@ impl Groups {
     /// The group that an EK belongs to.
     pub(crate) fn of(&self, comer: &Comer<'_>) -> Option<&Group> {
         self.0.iter().find(|group| group.conditions.hold(comer))
+    }
+
+    /// The group that an EK belongs to, for people; `facts` are those of its certificate, or else
+    /// those on record.
+    pub fn of_ek(
+        &self,
+        ek: EkId,
+        facts: Option<&EkFacts>,
+        flaws: &Flaws,
+        is_enrolled: bool,
+    ) -> Option<&Group> {
+        self.of(&Comer { ek, facts, flaws, is_enrolled })
     }
 
     /// The same with another group, in front of the one with the name `before`, or last.

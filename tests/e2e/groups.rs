@@ -130,7 +130,11 @@ fn a_group_says_which_flows_and_until_when() -> Result<()> {
     lab.refused(&device, &["--flow", "ticket"], "flow-not-offered")?;
     lab.provision(&device, &["--flow", "sealed"])?;
     lab.assay(&["group", "update", "bench", "--without", "flow", "--not-after", "2020-01-01"])?;
-    lab.refused(&Device::new(&tpms[1])?, &[], "group bench admitted devices until 2020-01-01")?;
+    lab.refused(
+        &Device::new(&tpms[1])?,
+        &[],
+        "group bench admitted devices until 2020-01-01T00:00:00Z",
+    )?;
     lab.assay(&["group", "update", "bench", "--without", "not-after"])?;
     lab.provision(&Device::new(&tpms[1])?, &[]).map(drop)
 }
@@ -295,6 +299,17 @@ fn trusting_a_vendor_with_admit_twice_makes_one_group() -> Result<()> {
     let made = groups(&dir)?;
     let answers: Vec<_> = made.iter().map(|group| group["answer"].clone()).collect();
     ensure!(answers == ["admit", "admit", "ask"], "{made:?}");
+    // People are shown who is meant, and programs the key.
+    let vendors = |group: &&Value| group["issuers"].as_array().is_some_and(|it| !it.is_empty());
+    let made = made.iter().find(vendors).context("a group of a vendor")?;
+    let (key, name) = (made["issuers"][0].as_str(), made["name"].as_str());
+    let (key, name) = (key.context("a key")?, name.context("a name")?);
+    for command in [&["group", "list"][..], &["group", "show", name]] {
+        let said = String::from_utf8(run(&mut dir.assay(command)?)?.stdout)?;
+        let short =
+            said.contains("CN=Test TPM Vendor") && said.contains(&format!("({}", &key[..8]));
+        ensure!(short && !said.contains(key), "{said}");
+    }
     Ok(())
 }
 

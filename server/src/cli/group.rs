@@ -181,8 +181,8 @@ impl GroupCommand {
                 groups::edit(store, |groups| place.put(groups, group.clone()))?;
                 tell(&groups::list(store)?, &group.name)
             }
-            Self::List(list::Json { json }) => list_all(&groups::list(store)?, json),
-            Self::Show { name, json } => show(&groups::list(store)?, &name, json.json),
+            Self::List(list::Json { json }) => list_all(store, json),
+            Self::Show { name, json } => show(store, &name, json.json),
             Self::Update { name, rule, without, answer, place } => {
                 let keys = rule.keys(store)?;
                 let answer = answer.chosen();
@@ -298,19 +298,20 @@ fn tell(groups: &Groups, name: &GroupName) -> Result<()> {
     Ok(())
 }
 
-fn list_all(groups: &Groups, json: bool) -> Result<()> {
+fn list_all(store: &mut dyn Store, json: bool) -> Result<()> {
+    let (groups, issuers) = (groups::list(store)?, groups::issuers_on_record(store)?);
     let numbered = (1..).zip(groups.all());
     if json {
         numbered.for_each(|(place, group)| table::print_json(&documents::group(place, group)));
         return Ok(());
     }
     let rows = numbered.map(|(place, group)| {
-        let terms = lines(&documents::group(place, group), TERMS).join("; ");
+        let terms = lines(&documents::group(place, group), TERMS, &[]).join("; ");
         [
             place.to_string(),
             group.name.to_string(),
             group.answer.name().to_owned(),
-            described(place, group),
+            described(place, group, &issuers),
             if terms.is_empty() { "-".to_owned() } else { terms },
         ]
     });
@@ -331,12 +332,13 @@ fn list_flaws(flaws: &Flaws, json: bool) {
     table::print(["FLAW", "MANUFACTURER", "FIRMWARE", "SOURCE"], rows);
 }
 
-fn described(place: usize, group: &Group) -> String {
-    let conditions = lines(&documents::group(place, group), CONDITIONS);
+fn described(place: usize, group: &Group, issuers: &[(CaKey, String)]) -> String {
+    let conditions = lines(&documents::group(place, group), CONDITIONS, issuers);
     if conditions.is_empty() { "every EK that is trusted".into() } else { conditions.join("; ") }
 }
 
-fn show(groups: &Groups, name: &GroupName, json: bool) -> Result<()> {
+fn show(store: &mut dyn Store, name: &GroupName, json: bool) -> Result<()> {
+    let (groups, issuers) = (groups::list(store)?, groups::issuers_on_record(store)?);
     let group = groups.get(name)?;
     let place = groups.all().iter().position(|other| other == group).unwrap_or_default() + 1;
     let document = documents::group(place, group);
@@ -348,21 +350,35 @@ fn show(groups: &Groups, name: &GroupName, json: bool) -> Result<()> {
     if group.conditions == Conditions::default() {
         table::print_line("  for every EK that is trusted");
     }
-    for line in lines(&document, CONDITIONS).into_iter().chain(lines(&document, TERMS)) {
+    let conditions = lines(&document, CONDITIONS, &issuers).into_iter();
+    for line in conditions.chain(lines(&document, TERMS, &[])) {
         table::print_line(format!("  {}", table::printable(&line)));
     }
     Ok(())
 }
 
-/// These fields, if they say anything.
-fn lines(document: &serde_json::Value, fields: &[&str]) -> Vec<String> {
+/// These fields, if they say anything. The keys of these issuers are shown as their names, and the
+/// beginning of the key.
+fn lines(
+    document: &serde_json::Value,
+    fields: &[&str],
+    issuers: &[(CaKey, String)],
+) -> Vec<String> {
+    let shown = |text: &str| {
+        let issuer = issuers.iter().find(|(key, _)| key.to_string() == text);
+        let named = |(_, name): &(CaKey, String)| format!("{name} ({})", &text[..table::SHORT_ID]);
+        issuer.map_or_else(|| text.to_owned(), named)
+    };
     let said = fields.iter().filter_map(|field| {
         let value = match &document[field] {
             serde_json::Value::Array(texts) if texts.is_empty() => return None,
             serde_json::Value::Null => return None,
-            serde_json::Value::Array(texts) => {
-                texts.iter().filter_map(|text| text.as_str()).collect::<Vec<_>>().join(" or ")
-            }
+            serde_json::Value::Array(texts) => texts
+                .iter()
+                .filter_map(|text| text.as_str())
+                .map(shown)
+                .collect::<Vec<_>>()
+                .join(" or "),
             serde_json::Value::String(text) => text.clone(),
             other => other.to_string(),
         };

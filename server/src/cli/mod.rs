@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, and who does it.
 
 mod backup;
+mod ceremony;
 mod check;
 mod clock;
 mod configuration;
@@ -88,10 +89,11 @@ enum Command {
     /// Attach documents to devices, which get them signed, with their certificates
     #[command(subcommand)]
     Configuration(configuration::Configuration),
-    /// List and replace the ticket key and the master secret, which all workers share
+    /// List and test the CA's keys; replace the ticket key and the master secret, which all workers
+    /// share
     #[command(subcommand)]
     Keys(keys::Keys),
-    /// List and replace the root
+    /// Make, split, list and replace the root, and certify CAs with it
     #[command(subcommand)]
     Root(root::Root),
     /// Replace the CA of brokers, workers, operators and backends
@@ -142,7 +144,7 @@ impl Cli {
             Command::Issuing(issuing) => issuing.run(&directory()?),
             Command::Configuration(configuration) => configuration.run(&directory()?),
             Command::Keys(keys) => keys.run(&directory()?),
-            Command::Root(root) => root.run(directory),
+            Command::Root(root) => root.run(&self.dir),
             Command::Service(service) => service.run(&directory()?),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
