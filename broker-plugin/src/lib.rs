@@ -7,6 +7,7 @@
 //! | [`certificate`] | whom a certificate speaks for |
 //! | [`doorkeeper`] | who may connect as what, and until when; it asks the CA's record |
 //! | [`meter`] | how much of something a payer may have in a time |
+//! | [`places`] | which connections are closed when a listener has too many |
 //! | [`embedded`] | the adapter for our own broker, and that broker itself |
 //!
 //! No type of a broker or of MQTT appears outside of adapters.
@@ -16,3 +17,4 @@ pub mod certificate;
 pub mod doorkeeper;
 pub mod embedded;
 pub mod meter;
+pub mod places;

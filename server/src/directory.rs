@@ -59,6 +59,8 @@ pub struct Config {
     pub operational: SocketAddr,
     /// How much the built-in broker holds at once.
     pub limits: Limits,
+    /// Where HTTP is answered, if at all.
+    pub http: Option<HttpAddress>,
     /// Who passes connections on to the built-in broker, and says where they come from.
     pub balancers: Balancers,
     /// What certificates look like, and which flows lead to one.
@@ -78,6 +80,33 @@ struct HookAddress {
     url: String,
     ca: PathBuf,
     secret_file: PathBuf,
+}
+
+/// Where HTTP is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpAddress {
+    address: SocketAddr,
+    tls: bool,
+}
+
+impl HttpAddress {
+    /// With TLS, or without it on the loopback interface.
+    ///
+    /// # Errors
+    /// Others could read and change what is said, because there is no TLS.
+    pub fn new(address: SocketAddr, tls: bool) -> Result<Self> {
+        ensure!(
+            tls || address.ip().to_canonical().is_loopback(),
+            "{address} can be reached from other machines, so HTTP needs TLS there: remove `tls = \
+             false`, or listen on 127.0.0.1 or [::1]"
+        );
+        Ok(Self { address, tls })
+    }
+
+    /// The address, and whether TLS is spoken there.
+    pub fn get(self) -> (SocketAddr, bool) {
+        (self.address, self.tls)
+    }
 }
 
 /// A PostgreSQL; files are in the CA's directory unless they have a path of their own.
@@ -191,6 +220,19 @@ impl Directory {
         }
         let files = names.into_iter().map(|name| (self.path.join(&name), name));
         Ok(files.filter(|(path, _)| path.exists()).map(|(path, name)| (name, path)).collect())
+    }
+
+    /// The certificates among [`files`](Self::files), and when each ends.
+    ///
+    /// # Errors
+    /// As for that.
+    pub(crate) fn certificates(&self) -> Result<Vec<(String, OffsetDateTime)>> {
+        let files = self.files()?.into_iter().filter(|(name, _)| name.ends_with(".pem"));
+        let ends = files.filter_map(|(name, path)| {
+            let certificate = CertificateDer::from_pem_file(&path).ok()?;
+            Some((name, ends_of(&certificate)?))
+        });
+        Ok(ends.collect())
     }
 
     /// Whether a file of this name and `.key` is one of the CA's own, or would be taken for one.
@@ -1160,11 +1202,11 @@ impl Config {
 
     /// Addresses at which the built-in broker is reached, for its certificate.
     fn listener_names(&self) -> Vec<String> {
-        let addresses = [self.bootstrap.ip(), self.operational.ip()];
+        let http = self.http.map(|http| http.address.ip());
+        let addresses = [self.bootstrap.ip(), self.operational.ip()].into_iter().chain(http);
         addresses
-            .iter()
             .filter(|address| !address.is_unspecified())
-            .map(IpAddr::to_string)
+            .map(|address| address.to_string())
             .collect()
     }
 
@@ -1194,6 +1236,7 @@ impl Config {
             bootstrap: raw.broker.bootstrap,
             operational: raw.broker.operational,
             limits: raw.broker.limits.checked().context("broker.limits")?,
+            http: raw.http.checked().context("http")?,
             balancers: balancers(&raw.broker.balancers).context("broker.balancers")?,
             profile: profile.with_flows(flows).context("flows")?,
             retention: raw.store.retention.checked().context("store.retention")?,
@@ -1210,6 +1253,7 @@ struct RawConfig {
     scope: String,
     flows: Vec<String>,
     broker: RawBroker,
+    http: RawHttp,
     certificates: RawCertificates,
     shared_keys: RawSharedKeys,
     store: RawStore,
@@ -1298,6 +1342,25 @@ fn balancers(texts: &[String]) -> Result<Balancers> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct RawHttp {
+    listen: Option<SocketAddr>,
+    tls: bool,
+}
+
+impl RawHttp {
+    fn checked(self) -> Result<Option<HttpAddress>> {
+        self.listen.map(|address| HttpAddress::new(address, self.tls)).transpose()
+    }
+}
+
+impl Default for RawHttp {
+    fn default() -> Self {
+        Self { listen: None, tls: true }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct RawLimits {
     waiting: usize,
     bootstrap: usize,
@@ -1329,6 +1392,7 @@ impl Default for RawConfig {
             scope: "default".into(),
             flows: Profile::default().flows().iter().map(Flow::to_string).collect(),
             broker: RawBroker::default(),
+            http: RawHttp::default(),
             certificates: RawCertificates::default(),
             shared_keys: RawSharedKeys::default(),
             store: RawStore::default(),
@@ -1465,6 +1529,9 @@ mod tests {
             "[broker.limits]\noperational = 0",
             "[broker.limits]\narrivals_per_network = 0",
             "[broker.limits]\npatience = 1",
+            "[http]\nlisten = \"0.0.0.0:80\"\ntls = false",
+            "[http]\nlisten = \"192.0.2.1:80\"\ntls = false",
+            "[http]\nport = 80",
             "[certificates]\nlifetime_days = 0",
             "[certificates]\nconfirm_within_seconds = 0",
             "[certificates]\nrenew_before_days = 0",

@@ -13,6 +13,7 @@ pub mod directory;
 pub mod ek_list;
 pub mod expiry;
 pub mod hook;
+pub mod http;
 pub mod issuing_files;
 pub mod operations;
 pub mod pipeline;

@@ -46,6 +46,29 @@ pub struct CertificateRow {
     pub der: Option<Vec<u8>>,
 }
 
+/// How many devices and certificates there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Devices that proved themselves.
+    pub devices: u64,
+    /// EKs that are disabled, registered or not.
+    pub disabled: u64,
+    /// Certificates in force, and those that expired in force and are not forgotten yet.
+    pub active: u64,
+    /// Certificates that wait to be confirmed or adopted.
+    pub unconfirmed: u64,
+    /// Certificates that are superseded or revoked, and not forgotten yet.
+    pub ended: u64,
+}
+
+impl Counts {
+    /// Of numbers in the order devices, disabled, all certificates, unconfirmed, ended.
+    pub(crate) fn of([devices, disabled, all, unconfirmed, ended]: [u64; 5]) -> Self {
+        let active = all.saturating_sub(unconfirmed + ended);
+        Self { devices, disabled, active, unconfirmed, ended }
+    }
+}
+
 /// The certificates of an issuing CA that have not expired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InForce {

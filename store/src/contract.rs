@@ -24,7 +24,7 @@ use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::{AuditEntry, AuditRow};
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
+use crate::certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, InForce};
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::enrolments::{
@@ -265,6 +265,25 @@ pub trait Store: Send {
     /// without its DER, which would name a device to people who should not know of it.
     fn certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError>;
 
+    /// As many devices as `count`, in the order of their ids, from this one on; it need not exist.
+    /// An index finds them.
+    fn devices_from(&mut self, from: &str, count: u32) -> Result<Vec<DeviceRow>, StoreError>;
+
+    /// The same for certificates, in the order of their serial numbers.
+    fn certificates_from(
+        &mut self,
+        from: &[u8],
+        count: u32,
+    ) -> Result<Vec<CertificateRow>, StoreError>;
+
+    /// The certificates of an EK, and no more than `count`; the newest first. An index finds them.
+    fn certificates_of(&mut self, ek: &EkId, count: u32)
+    -> Result<Vec<CertificateRow>, StoreError>;
+
+    /// How many devices and certificates there are. At a million this takes a tenth of a second, so
+    /// ask once a minute.
+    fn counts(&mut self) -> Result<Counts, StoreError>;
+
     /// How many certificates of devices are in force now that name the issuing CA with this key
     /// identifier; and how many wait that were issued within `at_work`. Nobody can see who signed
     /// one that waits, because it is encrypted. This reads every certificate: a million takes some
@@ -302,6 +321,11 @@ pub trait Store: Send {
 
     /// Every identity, in the order in which they were made.
     fn identities(&mut self) -> Result<Vec<IdentityRow>, StoreError>;
+
+    /// The name of the identity whose certificate has this digest, be it good or not.
+    ///
+    /// If it is another's name, the audit says that somebody did what another person did.
+    fn identity_named(&mut self, sha256: &[u8; 32]) -> Result<Option<String>, StoreError>;
 
     /// Revokes certificates of an identity. Returns how many of them were good before, and `None`
     /// if there is no such identity. If a

@@ -40,7 +40,7 @@ pub use act::{
 };
 pub use audit::{AuditEntry, AuditRow, Change, Whom};
 pub use backup::backup;
-pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
+pub use certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, InForce};
 pub use clock::Clocks;
 pub use configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 pub use contract::Store;

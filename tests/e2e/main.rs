@@ -3,6 +3,7 @@
 
 mod access_broker;
 mod advice;
+mod api;
 mod backends;
 mod backup;
 mod balancer;
@@ -21,6 +22,7 @@ mod fleet;
 mod groups;
 mod health;
 mod hook;
+mod http;
 mod identities;
 mod inspect;
 mod interoperability;

@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::lab::Lab;
 use crate::roots::World;
 
-/// What somebody does who has `issuing.key`: a certificate for a device's id.
-fn forge(stolen: &Path, id: &str, place: &Path) -> Result<PathBuf> {
+/// What somebody does who has `issuing.key`: a certificate for `device:SCOPE:ID` or another.
+pub(crate) fn forge(stolen: &Path, whom: &str, place: &Path) -> Result<PathBuf> {
     let [key, request, extensions, leaf] =
         ["key", "csr", "ext", "pem"].map(|name| place.join(name));
     run(tool("openssl")?
@@ -21,7 +21,7 @@ fn forge(stolen: &Path, id: &str, place: &Path) -> Result<PathBuf> {
         .arg(key)
         .arg("-out")
         .arg(&request))?;
-    let names = format!("subjectAltName=URI:urn:assay:device:default:{id}\n");
+    let names = format!("subjectAltName=URI:urn:assay:{whom}\n");
     fs::write(&extensions, names + "extendedKeyUsage=clientAuth\nkeyUsage=digitalSignature\n")?;
     let mut sign = tool("openssl")?;
     sign.args(["x509", "-req", "-days", "1", "-set_serial", "7", "-in"]).arg(&request);
@@ -50,7 +50,7 @@ fn a_stolen_issuing_key_is_worth_nothing_after_the_ca_was_made_anew() -> Result<
     let locked_out = locked_out["device_id"].as_str().context("an id")?;
     old.assay(&["enroll", "disable", locked_out])?;
     let place = tempfile::tempdir()?;
-    let forged = forge(&old.dir.path(), "pump-17", place.path())?;
+    let forged = forge(&old.dir.path(), "device:default:pump-17", place.path())?;
     let issuing = old.dir.path().join("issuing.pem");
     run(&mut relying_party(&old.dir.root_pem(), &issuing, &forged)?)
         .context("it is worth a lot")?;
@@ -102,7 +102,7 @@ fn a_stolen_issuing_key_is_worth_nothing_to_who_trusts_the_new_root_alone() -> R
     for file in ["issuing.pem", "issuing.key"] {
         fs::copy(world.lab.dir.path().join(file), stolen.join(file))?;
     }
-    let forged = forge(&stolen, &id, place.path())?;
+    let forged = forge(&stolen, &format!("device:default:{id}"), place.path())?;
     let issuing = stolen.join("issuing.pem");
     run(&mut relying_party(&given, &issuing, &forged)?).context("it is worth a lot")?;
 

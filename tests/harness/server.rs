@@ -119,6 +119,8 @@ pub struct AssayServer {
     /// The URLs of the two listeners. They stay the same over restarts.
     pub bootstrap: String,
     pub operational: String,
+    /// Where it answers HTTP, if assay.toml says so; another place after each start.
+    pub http: Option<String>,
 }
 
 impl AssayServer {
@@ -136,7 +138,8 @@ impl AssayServer {
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
         let (dir, bootstrap, operational) = (dir.path(), any.clone(), any);
-        let mut server = Self { dir, log, environment, process: None, bootstrap, operational };
+        let (process, http) = (None, None);
+        let mut server = Self { dir, log, environment, process, bootstrap, operational, http };
         server.serve()?;
         Ok(server)
     }
@@ -239,6 +242,9 @@ impl AssayServer {
             })
         };
         (self.bootstrap, self.operational) = (url("bootstrap")?, url("operational")?);
+        let settings = fs::read_to_string(self.dir.join("assay.toml"))?;
+        let answers = settings.lines().any(|line| line.starts_with("listen = "));
+        self.http = answers.then(|| url("http")).transpose()?;
         Ok(())
     }
 }

@@ -87,6 +87,7 @@ const FOR_DEMO: &[(&str, &str)] = &[
 
 const FOR_TESTS: &[(&str, &str)] = &[
     ("age", "opens encrypted backups without us, for tests"),
+    ("curl", "an HTTP client that is not ours, for tests"),
     ("dbus-daemon", "the message bus of tpm2-abrmd, for tests"),
     ("g++", "builds libFuzzer, for the fuzz targets"),
     ("git", "reads the commit that a build names, for tests"),
@@ -103,6 +104,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("opensc", "signs by PKCS #11, for tests"),
     ("pkg-config", "finds libtss2 where the agent is built with it"),
     ("postgresql-15", "the store for many workers, for tests"),
+    ("prometheus", "checks metrics and alert rules, for tests"),
     ("python3-paho-mqtt", "another MQTT client that is not ours, for tests"),
     ("haproxy", "a balancer in front of the broker, for tests"),
     ("softhsm2", "PKCS #11 tokens in software, for tests"),

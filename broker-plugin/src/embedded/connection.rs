@@ -17,7 +17,6 @@ use super::lane::{Lane, Room};
 use super::limits::{KEEP_ALIVE, NAMED, OF_BACKEND, OPERATIONAL_KEEP_ALIVE, PUBLISHES};
 use super::pace::{Pace, cost};
 use super::packet::{Connect, End, Reason, Terms, Version};
-use super::places::Place;
 use super::router::{Router, Seat};
 use super::session::{REQUEST_PACKET, Session, message};
 use super::shared::{Entrance, Seats};
@@ -25,6 +24,7 @@ use super::wire::{ENOUGH, LAST_WORDS, READ, Refused, Turn, Wire};
 use crate::access::{Access, Identity};
 use crate::certificate::ClientCertificate;
 use crate::doorkeeper::{Admission, Shown};
+use crate::places::Place;
 
 /// The longest packet of a device, in bytes. Its content is up to the device's owner.
 const OPERATIONAL_PACKET: usize = 64 * 1024;

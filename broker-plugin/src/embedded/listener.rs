@@ -17,11 +17,11 @@ use super::balancer::{Balancers, read_source};
 use super::connection::Connection;
 use super::limits::{BURST, DRAIN, Limits};
 use super::packet::{End, Reason};
-use super::places::{Lobby, Place, network};
 use super::shared::Entrance;
 use super::tls::Tls;
 use crate::certificate::ClientCertificate;
 use crate::meter::{Meter, Rate};
+use crate::places::{Lobby, Place, network};
 
 /// How long to wait after the system refused to accept a connection. Most likely the process has no
 /// file descriptors left.

@@ -16,7 +16,6 @@
 //! | `filters`, `lane`, `router` | who subscribes to what, and what waits for whom |
 //! | `session` | what a connected client may do; no I/O |
 //! | `admission` | when and on which thread the doorkeeper is asked |
-//! | `places` | which connections are closed when there are too many |
 //! | `shared` | what connections share |
 //! | `pace` | who pays for the work that a client makes |
 //! | `listener`, `balancer`, `tls`, `wire`, `connection` | bytes and clocks |
@@ -33,7 +32,6 @@ mod limits;
 mod listener;
 mod pace;
 mod packet;
-mod places;
 mod router;
 mod session;
 mod shared;
@@ -51,10 +49,10 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::doorkeeper::{Doorkeeper, Register};
+use crate::places::Lobby;
 pub use balancer::Balancers;
 pub use limits::{DRAIN, Limits};
 use listener::Listener;
-use places::Lobby;
 use shared::{Core, Entrance, Seats};
 pub use tls::{ClientCertificates, Tls, bootstrap_tls, operational_tls};
 

@@ -11,11 +11,11 @@ use super::admission::Desk;
 use super::counted::CountedConnections;
 use super::lane::Backlog;
 use super::limits::{CALM, CLIENT_PACE, Limits, NETWORK_PACE, REQUESTS, SHOWN, rush};
-use super::places::Lobby;
 use super::router::Router;
 use super::session::Requests;
 use crate::doorkeeper::Doorkeeper;
 use crate::meter::{Meter, Rate};
+use crate::places::Lobby;
 
 /// What all connections of the broker share.
 #[derive(Clone)]

@@ -88,6 +88,7 @@ pub(crate) fn audit(
                 let due = due.map_or_else(String::new, |due| format!(", as {due}"));
                 format!("approved by {}{due}", decision.client)
             }
+            _ if ACTS.contains(&&*decision.action) => format!("done by {}", decision.client),
             _ if decision.action == "turn-away" => format!("disabled by {}", decision.client),
             (_, _, Some(due)) if decision.action == "replaced" => {
                 format!("removed and disabled by {}: {due} has another TPM", decision.client)
@@ -104,3 +105,6 @@ pub(crate) fn audit(
     table::print(["TIME", "ACTION", "DEVICE, EK OR CLIENT", "OUTCOME"], rows);
     Ok(())
 }
+
+/// What operators do by HTTP, besides what has a text of its own.
+const ACTS: [&str; 4] = ["disable", "enable", "remove", "revoke-identity"];

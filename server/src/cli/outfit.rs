@@ -19,13 +19,15 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tracing::warn;
 
 /// What `assay serve` runs with.
 pub(super) struct ServerOutfit {
     pub(super) worker: Outfit,
     pub(super) tls: Tls,
+    /// For HTTP: clients may show a certificate.
+    pub(super) http: Arc<ServerConfig>,
 }
 
 impl ServerOutfit {
@@ -40,11 +42,11 @@ impl ServerOutfit {
             true => ClientCertificates::Optional,
             false => ClientCertificates::Mandatory,
         };
-        let tls =
+        let (tls, http) =
             server.tls(directory.roots()?, certificates).context("server.pem and server.key")?;
         let worker =
             Outfit { ca: Arc::new(ca), tls: client_tls(worker.0, directory.roots()?, "worker")? };
-        Ok(Self { worker, tls })
+        Ok(Self { worker, tls, http })
     }
 }
 
@@ -83,6 +85,7 @@ pub(super) fn reread(directory: &Directory) -> Result<(Directory, Vec<&'static s
         ("broker.operational", was.operational != is.operational),
         ("broker.balancers", was.balancers != is.balancers),
         ("broker.limits", was.limits != is.limits),
+        ("http", was.http != is.http),
     ];
     let waiting =
         changed.into_iter().filter_map(|(setting, changed)| changed.then_some(setting)).collect();
@@ -175,11 +178,14 @@ impl ServerCredentials {
         self,
         roots: RootCertStore,
         certificates: ClientCertificates,
-    ) -> Result<Tls, rustls::Error> {
+    ) -> Result<(Tls, Arc<ServerConfig>), rustls::Error> {
         let Credentials { chain, key } = self.0;
+        let optional = ClientCertificates::Optional;
+        let mut http = operational_tls(chain.clone(), key.clone_key(), roots.clone(), optional)?;
+        http.alpn_protocols = vec![b"http/1.1".to_vec()];
         let bootstrap = bootstrap_tls(chain.clone(), key.clone_key())?.into();
         let operational = operational_tls(chain, key, roots, certificates)?.into();
-        Ok(Tls { bootstrap, operational })
+        Ok((Tls { bootstrap, operational }, http.into()))
     }
 }
 

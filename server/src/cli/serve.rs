@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use assay_broker_plugin::doorkeeper::Register;
 use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig};
 use assay_server::clock::Gate;
-use assay_server::directory::Directory;
+use assay_server::directory::{Config, Directory, HttpAddress};
 use assay_server::expiry;
+use assay_server::http::{Http, HttpConfig, Subscription};
 use assay_server::operations;
 use assay_server::operations::restore::refuse_if_held;
-use assay_server::pipeline::{self, WorkerConfig};
+use assay_server::pipeline::{self, Bulletin, Event, Metrics, WorkerConfig};
 use assay_server::register::StoreRegister;
 use assay_server::revocations;
 use clap::Args;
@@ -32,6 +34,9 @@ pub(crate) struct Serve {
     /// free one
     #[arg(long, value_name = "ADDR")]
     operational: Option<SocketAddr>,
+    /// Answer HTTP here, instead of where assay.toml says; port 0 takes a free one
+    #[arg(long, value_name = "ADDR")]
+    http: Option<SocketAddr>,
 }
 
 impl Serve {
@@ -46,20 +51,23 @@ impl Serve {
             let operational = self.operational.unwrap_or(config.operational);
             let read =
                 |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
-            let ServerOutfit { worker, tls } = read(directory)?;
+            // Before anything is started, because it may be refused.
+            let http = self.http_address(config)?;
+            let ServerOutfit { worker, tls, http: http_tls } = read(directory)?;
             let (outfit, worn) = watch::channel(worker);
             let gate = Arc::new(Gate::default());
             let for_register = worn.clone();
             let register = StoreRegister::open(&database, Arc::clone(&gate), move || {
                 Arc::clone(&for_register.borrow().ca)
             })?;
+            let register: Arc<dyn Register> = Arc::new(register);
 
             let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
                 bootstrap,
                 operational,
                 tls,
                 scope: config.scope.clone(),
-                register: Arc::new(register),
+                register: Arc::clone(&register),
                 limits: config.limits,
                 balancers: config.balancers.clone(),
             })
@@ -84,22 +92,68 @@ impl Serve {
                 from_here = %operational,
                 "listening for certificates of this CA"
             );
+            let (metrics, bulletin) = (Metrics::default(), Bulletin::default());
+            let (http_tls, http_worn) = watch::channel(http_tls);
+            let subscription = Subscription::default();
+            let http = http.map(|http| {
+                let (address, with_tls) = http.get();
+                let http = Http::bind(HttpConfig {
+                    address,
+                    tls: with_tls.then_some(http_worn),
+                    directory: directory.clone(),
+                    database: database.clone(),
+                    register,
+                    outfit: worn.clone(),
+                    gate: Arc::clone(&gate),
+                    metrics: metrics.clone(),
+                    bulletin: bulletin.clone(),
+                    subscription: subscription.clone(),
+                });
+                http.with_context(|| {
+                    format!(
+                        "cannot listen at {address} for HTTP: another process may hold the port; \
+                         see --http, or [http] in assay.toml"
+                    )
+                })
+            });
+            let http = http.transpose()?;
+            let http_url = http.as_ref().map(Http::url).transpose()?;
+            if let Some(url) = &http_url {
+                info!(%url, "listening for HTTP");
+            }
             let config = WorkerConfig {
                 broker: operational.clone(),
                 outfit: worn.clone(),
                 database,
                 retention: directory.config().retention,
                 gate,
+                metrics,
+                bulletin,
                 pulse: Systemd::watchdog(),
             };
             let (stop, stopping) = watch::channel(None);
             let ready = || {
                 broker.open();
                 // Nobody has to listen.
-                _ = writeln!(io::stdout(), "bootstrap {bootstrap}\noperational {operational}");
+                let http =
+                    http_url.as_ref().map_or_else(String::new, |url| format!("\nhttp {url}"));
+                let listeners = format!("bootstrap {bootstrap}\noperational {operational}{http}");
+                _ = writeln!(io::stdout(), "{listeners}");
             };
-            let worker =
-                pipeline::run(config, stopping, |event| systemd.tell(event, &operational, ready));
+            let worker = pipeline::run(config, stopping, |event| {
+                match event {
+                    Event::Subscribed => subscription.set(true),
+                    Event::Disconnected(_) => subscription.set(false),
+                    Event::Pulse => {}
+                }
+                systemd.tell(event, &operational, ready);
+            });
+            let http = async {
+                match http {
+                    Some(http) => http.serve().await,
+                    None => std::future::pending().await,
+                }
+            };
             let store = directory.store()?;
             let of = directory.clone();
             let endings = move |now| operations::ending(&of, now);
@@ -108,13 +162,15 @@ impl Serve {
                     ended = worker => ended,
                     () = revocations::watch(store, || broker.recheck()) => Ok(()),
                     () = expiry::watch(endings) => Ok(()),
+                    () = http => Ok(()),
                 }
             };
             attend(served, &mut signals, &systemd, &stop, FINISH - DRAIN, || {
                 let (fresh, waiting) = reread(directory)?;
-                let ServerOutfit { worker, tls } = read(&fresh)?;
+                let ServerOutfit { worker, tls, http } = read(&fresh)?;
                 outfit.send_replace(worker);
                 broker.replace_tls(tls);
+                http_tls.send_replace(http);
                 // Tokens of a key or a flow that was removed are no longer good.
                 broker.recheck();
                 Ok(waiting)
@@ -123,5 +179,11 @@ impl Serve {
             signals.finish(broker.shutdown()).await;
             Ok(())
         })
+    }
+
+    fn http_address(&self, config: &Config) -> Result<Option<HttpAddress>> {
+        let Some(address) = self.http else { return Ok(config.http) };
+        let tls = config.http.is_none_or(|http| http.get().1);
+        HttpAddress::new(address, tls).context("--http").map(Some)
     }
 }

@@ -13,7 +13,7 @@ use assay_server::directory::Directory;
 use assay_server::expiry;
 use assay_server::operations;
 use assay_server::operations::restore::refuse_if_held;
-use assay_server::pipeline::{self, WorkerConfig};
+use assay_server::pipeline::{self, Bulletin, Metrics, WorkerConfig};
 use clap::Args;
 use tokio::sync::watch;
 
@@ -50,6 +50,8 @@ impl Worker {
                 database,
                 retention: directory.config().retention,
                 gate: Arc::new(Gate::default()),
+                metrics: Metrics::default(),
+                bulletin: Bulletin::default(),
                 pulse: Systemd::watchdog(),
             };
             let roots = broker_roots(directory, self.broker_ca.as_deref())?;

@@ -86,7 +86,45 @@ pub fn approve(
     operator: &ClientId,
     now: OffsetDateTime,
 ) -> Result<Vec<(EkId, Option<DeviceId>)>> {
-    let (mut new, mut audit, mut number) = (Vec::new(), Vec::new(), 0);
+    let new = enrolments(store, rows, naming, now)?;
+    let entry =
+        |new: &NewEnrolment| act("approve", new.ek_id, new.device_id.clone(), operator, now);
+    let audit: Vec<_> = new.iter().map(entry).collect();
+    for result in store.approve(&new, &audit)? {
+        result.context("nothing is approved")?;
+    }
+    Ok(named(new))
+}
+
+/// Says what [`approve`] would do, and does nothing.
+///
+/// # Errors
+/// As there.
+pub fn rehearse(
+    store: &mut dyn Store,
+    rows: &[PendingRow],
+    naming: &Naming,
+    now: OffsetDateTime,
+) -> Result<Vec<(EkId, Option<DeviceId>)>> {
+    let new = enrolments(store, rows, naming, now)?;
+    for result in store.rehearse_enroll(&new)? {
+        result.context("nothing would be approved")?;
+    }
+    Ok(named(new))
+}
+
+fn named(new: Vec<NewEnrolment>) -> Vec<(EkId, Option<DeviceId>)> {
+    new.into_iter().map(|new| (new.ek_id, new.device_id)).collect()
+}
+
+/// What an approval puts on the enrolment list.
+fn enrolments(
+    store: &mut dyn Store,
+    rows: &[PendingRow],
+    naming: &Naming,
+    now: OffsetDateTime,
+) -> Result<Vec<NewEnrolment>> {
+    let (mut new, mut number) = (Vec::new(), 0);
     for PendingRow { waiting, .. } in rows {
         let ek_id = waiting.ek_id;
         let asks_for_another = match naming {
@@ -110,7 +148,6 @@ pub fn approve(
             (Naming::AsAsked, asked) => asked.clone(),
             (Naming::Derived, _) => None,
         };
-        audit.push(act("approve", ek_id, device_id.clone(), operator, now));
         new.push(NewEnrolment {
             ek_id,
             device_id,
@@ -124,10 +161,7 @@ pub fn approve(
             added_at: now,
         });
     }
-    for result in store.approve(&new, &audit)? {
-        result.context("nothing is approved")?;
-    }
-    Ok(new.into_iter().map(|new| (new.ek_id, new.device_id)).collect())
+    Ok(new)
 }
 
 /// The first number from this one on whose id is nobody's, and the id; `None` if every number is

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use assay_ca_core::EkFacts;
@@ -108,6 +109,7 @@ fn ask(
     else {
         return Ok(Gift::default());
     };
+    let began = Instant::now();
     let word = hook.ask(&Question {
         scope: &ca.scope,
         wish: asking.wish,
@@ -118,6 +120,7 @@ fn ask(
         facts: asking.facts.as_ref(),
         at: job.received.at,
     });
+    decided.outbox.metrics.took("hook", began.elapsed());
     match word {
         Ok(Word::Admit(gift)) => Ok(gift),
         Ok(Word::Refuse(reason)) => Err(Problem::new(

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, warn};
 
 use super::Outfit;
+use super::bulletin::Bulletin;
 use super::outbox::Outbox;
 use crate::ca::{Ca, ListError, Lists, SignedList};
 use crate::clock::Gate;
@@ -26,6 +27,7 @@ pub(super) fn run(
     gate: &Gate,
     arrived: &Receiver<()>,
     outbox: &Outbox,
+    bulletin: &Bulletin,
 ) {
     let mut published: Option<Published> = None;
     let mut listed = BTreeSet::new();
@@ -47,7 +49,7 @@ pub(super) fn run(
         let ca = Arc::clone(&outfit.borrow().ca);
         // Another CA signs another list.
         let last = published.as_ref().filter(|published| Arc::ptr_eq(&published.ca, &ca));
-        match publish(ca, &mut *store, last, &listed, outbox, now) {
+        match publish(ca, &mut *store, last, &listed, outbox, bulletin, now) {
             Ok(Some(now_published)) => {
                 listed.extend(now_published.listed.iter().cloned());
                 published = Some(now_published);
@@ -122,6 +124,7 @@ fn publish(
     last: Option<&Published>,
     ever_listed: &BTreeSet<KeyId>,
     outbox: &Outbox,
+    bulletin: &Bulletin,
     now: OffsetDateTime,
 ) -> Result<Option<Published>, ListError> {
     let (changes, in_use) = (store.changes()?.list, Arc::clone(ca.issuers.current(now)));
@@ -147,6 +150,7 @@ fn publish(
     }
     let mut listed = BTreeSet::new();
     let Lists { signed, away } = ca.revocation_lists(store, MAX_LIST, now)?;
+    bulletin.post(&signed, &away);
     for key in &away {
         warn!(%key, "a revocation list is not published: the key that signs it does not sign now");
     }
@@ -201,6 +205,7 @@ pub const MAX_LIST: usize = 63 * 1024;
 mod tests {
     use tokio::sync::mpsc;
 
+    use super::super::metrics::Metrics;
     use super::super::outbox::Letter;
     use super::*;
     use crate::directory::Directory;
@@ -212,6 +217,7 @@ mod tests {
         store: Box<dyn Store>,
         outbox: Outbox,
         letters: mpsc::Receiver<Letter>,
+        bulletin: Bulletin,
         _parent: tempfile::TempDir,
     }
 
@@ -221,9 +227,10 @@ mod tests {
             Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
             let directory = Directory::open(&parent.path().join("ca")).unwrap();
             let (sender, letters) = mpsc::channel(room);
-            let outbox = Outbox::new(directory.config().scope.clone(), sender);
+            let outbox = Outbox::new(directory.config().scope.clone(), sender, Metrics::default());
             let store = directory.store().unwrap();
-            Self { directory, store, outbox, letters, _parent: parent }
+            let bulletin = Bulletin::default();
+            Self { directory, store, outbox, letters, bulletin, _parent: parent }
         }
 
         fn publish(
@@ -233,7 +240,8 @@ mod tests {
         ) -> Option<Published> {
             let ca = Arc::new(self.directory.ca().unwrap());
             let now = OffsetDateTime::now_utc();
-            publish(ca, &mut *self.store, last, ever_listed, &self.outbox, now).unwrap()
+            publish(ca, &mut *self.store, last, ever_listed, &self.outbox, &self.bulletin, now)
+                .unwrap()
         }
 
         /// The topics on which something is retained, and whether it is removed.

@@ -22,6 +22,7 @@
 //! devices repeat what stays unanswered, and a repeat is answered with what is on record.
 
 mod authorise;
+mod bulletin;
 mod checkpointer;
 mod decide;
 mod decision_log;
@@ -30,6 +31,7 @@ mod herald;
 mod intake;
 mod job;
 mod ledger;
+mod metrics;
 mod outbox;
 mod outcome;
 mod plan;
@@ -53,10 +55,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::warn;
 
+pub use bulletin::{Bulletin, Posted};
 pub use decide::{Examination, Outcome, decide};
 pub use decision_log::DecisionLog;
 pub use herald::MAX_LIST;
 pub use job::Received;
+pub use metrics::Metrics;
 pub use outcome::{About, Issued};
 pub use plan::Planner;
 
@@ -79,6 +83,10 @@ pub struct WorkerConfig {
     pub retention: Retention,
     /// Closed as long as nothing may be answered; the worker looks at the clock and opens it.
     pub gate: Arc<Gate>,
+    /// Counts what the worker does.
+    pub metrics: Metrics,
+    /// Shows the revocation lists that the worker signs.
+    pub bulletin: Bulletin,
     /// How often an [`Event::Pulse`] is wanted, if at all.
     pub pulse: Option<Duration>,
 }
@@ -116,7 +124,7 @@ pub async fn run(
 ) -> Result<(), WorkerError> {
     let (letters, mut posted) = mpsc::channel(OUTBOX);
     let scope = config.outfit.borrow().ca.scope.clone();
-    let outbox = Outbox::new(scope, letters);
+    let outbox = Outbox::new(scope, letters, config.metrics.clone());
     let threads = Threads::start(&config, &outbox)?;
     let mut due = stop.clone();
     let overdue = async { sleep_until(asked_to_stop(&mut due).await).await };

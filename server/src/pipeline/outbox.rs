@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::job::{Delivery, Job};
 use super::ledger::{Debt, Ledger};
+use super::metrics::Metrics;
 
 /// Hands messages to whichever connection is up.
 #[derive(Clone)]
@@ -17,6 +18,7 @@ pub(super) struct Outbox {
     pub(super) scope: Scope,
     letters: mpsc::Sender<Letter>,
     pub(super) ledger: Ledger,
+    pub(super) metrics: Metrics,
 }
 
 pub(super) struct Letter {
@@ -55,11 +57,12 @@ impl Letter {
 }
 
 impl Outbox {
-    pub(super) fn new(scope: Scope, letters: mpsc::Sender<Letter>) -> Self {
-        Self { scope, letters, ledger: Ledger::default() }
+    pub(super) fn new(scope: Scope, letters: mpsc::Sender<Letter>, metrics: Metrics) -> Self {
+        Self { scope, letters, ledger: Ledger::default(), metrics }
     }
 
     pub(super) fn reply(&self, job: Job, body: ReplyBody) {
+        self.metrics.answered(&body, job.delivery.since.elapsed());
         let id = job.received.id();
         let topic = Topic::Reply(self.scope.clone(), job.received.client);
         let payload = Reply { id, body }.encode();

@@ -70,8 +70,10 @@ pub(super) fn sign(waiting: &Receiver<Box<ToSign>>, decided: &Decided) {
     for to_sign in waiting {
         let ToSign { ca, job, unsigned, attempts } = *to_sign;
         let (at, log) = (job.received.at, &decided.log);
+        let began = Instant::now();
         let (outcome, about) = caught(&job, log, || unsigned.sign(&ca, at, log))
             .unwrap_or_else(|| (Outcome::Refused(internal()), About::unreadable()));
+        decided.outbox.metrics.took("sign", began.elapsed());
         decided.take(ca, job, outcome, about, attempts);
     }
 }
@@ -85,6 +87,7 @@ pub(super) fn run(mut planner: Planner, ends: &Ends) {
                 outbox.reply(*job, ReplyBody::Problem(not_now()));
             }
             Some(Work::Job(job)) => {
+                outbox.metrics.took("wait", job.delivery.since.elapsed());
                 // This request is decided with this CA to its end, even if the files are reread
                 // meanwhile.
                 let ca = Arc::clone(&ends.outfit.borrow().ca);
@@ -113,7 +116,9 @@ fn decide(
     attempts: u32,
 ) {
     let (decided, log) = (&ends.decided, &ends.decided.log);
+    let began = Instant::now();
     let step = caught(&job, log, || decide::plan(planner, &ca, &job.received, examination, log));
+    decided.outbox.metrics.took("decide", began.elapsed());
     match step.unwrap_or_else(|| Step::refused(internal(), About::unreadable())) {
         Step::Unsigned(unsigned) if unsigned.about().asking.is_some() => {
             authorise(ends, ca, job, unsigned, attempts);
@@ -151,8 +156,10 @@ impl Signers {
         let unsigned = match step {
             Step::Unsigned(unsigned) if unsigned.signs_elsewhere() => unsigned,
             Step::Unsigned(unsigned) => {
+                let began = Instant::now();
                 let (outcome, about) = caught(&job, log, || unsigned.sign(&ca, at, log))
                     .unwrap_or_else(|| (Outcome::Refused(internal()), About::unreadable()));
+                decided.outbox.metrics.took("sign", began.elapsed());
                 return decided.take(ca, job, outcome, about, attempts);
             }
             Step::Decided(done) => {
@@ -241,6 +248,7 @@ mod tests {
 
     use super::super::examine::Examined;
     use super::super::job::{Delivery, Received};
+    use super::super::metrics::Metrics;
     use super::super::outcome::Issued;
     use super::*;
     use crate::directory::Directory;
@@ -257,7 +265,7 @@ mod tests {
         let tls = assay_mqtt::tls_config(provider, roots, None).unwrap();
         for (gate, is_open) in [(Gate::open(), true), (Gate::default(), false)] {
             let (letters, mut posted) = mpsc::channel(1);
-            let outbox = Outbox::new(ca.scope.clone(), letters);
+            let outbox = Outbox::new(ca.scope.clone(), letters, Metrics::default());
             let (again, planned) = unbounded();
             let ends = Ends {
                 outfit: watch::channel(Outfit { ca: Arc::clone(&ca), tls: Arc::new(tls.clone()) })

@@ -39,6 +39,11 @@ impl Queues<channel::Sender<Box<Job>>> {
 }
 
 impl Queues<channel::Receiver<Box<Job>>> {
+    /// How many requests wait that start a flow, and that finish one.
+    pub(super) fn lengths(&self) -> [usize; 2] {
+        [self.first.len(), self.last.len()]
+    }
+
     /// The next job, or a pulse, or what is to be planned again; `None` when nobody is left to put
     /// a job there.
     ///

@@ -119,9 +119,11 @@ fn commit(
         owed.push(planned);
     }
     entries.extend(alone);
+    let began = Instant::now();
     let recorded = record_each(store, &outbox.scope, &entries, |error| {
         log.fault("decisions could not be written", error);
     });
+    outbox.metrics.took("record", began.elapsed());
     for (planned, recorded) in owed.into_iter().zip(recorded) {
         match recorded {
             Some(Recorded::Done) => answer(planned, outbox, log),
@@ -211,6 +213,7 @@ mod tests {
     use assay_store::{Change, Database};
     use time::OffsetDateTime;
 
+    use super::super::metrics::Metrics;
     use super::*;
     use crate::directory::Directory;
 
@@ -255,7 +258,11 @@ mod tests {
         let pruning = Pruning { retention: Retention::default(), gate: Arc::new(Gate::default()) };
         let (writes, written) = crossbeam_channel::unbounded();
         let (again, _stale) = crossbeam_channel::bounded(1);
-        let outbox = Outbox::new("default".parse().unwrap(), tokio::sync::mpsc::channel(1).0);
+        let outbox = Outbox::new(
+            "default".parse().unwrap(),
+            tokio::sync::mpsc::channel(1).0,
+            Metrics::default(),
+        );
         let recorder = database.open().unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -288,7 +295,7 @@ mod tests {
         let pruning = Pruning { retention, gate: Arc::new(Gate::open()) };
         let (writes, written) = crossbeam_channel::unbounded();
         let (again, _stale) = crossbeam_channel::bounded(1);
-        let outbox = Outbox::new(scope, tokio::sync::mpsc::channel(1).0);
+        let outbox = Outbox::new(scope, tokio::sync::mpsc::channel(1).0, Metrics::default());
         let recorder = database.open().unwrap();
         let started = Instant::now();
         std::thread::scope(|scope| {

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::authorise::{BeingAsked, QUESTIONS};
 use super::decision_log::DecisionLog;
 use super::job::Job;
+use super::metrics::Waiting;
 use super::outbox::Outbox;
 use super::plan::Planner;
 use super::pressure::Pressure;
@@ -64,6 +65,11 @@ impl Threads {
         let log = DecisionLog::default();
         let decided = Decided { writes, outbox: outbox.clone(), log: log.clone() };
         let (unsigned, to_sign) = channel::bounded(SIGNATURES);
+        outbox.metrics.watch(Waiting {
+            jobs: jobs.clone(),
+            writes: written.clone(),
+            unsigned: to_sign.clone(),
+        });
         let pressure = Arc::new(Mutex::new(Pressure::new(Instant::now())));
         let signers = Signers { unsigned, pressure };
         let (doubtful, to_authorise) = channel::bounded(QUESTIONS);
@@ -103,9 +109,9 @@ impl Threads {
         });
         let (herald_store, outfit, herald_outbox) =
             (store()?, config.outfit.clone(), outbox.clone());
-        let gate = Arc::clone(&config.gate);
+        let (gate, bulletin) = (Arc::clone(&config.gate), config.bulletin.clone());
         threads.spawn("herald".into(), move || {
-            herald::run(&outfit, herald_store, &gate, &arrived, &herald_outbox)
+            herald::run(&outfit, herald_store, &gate, &arrived, &herald_outbox, &bulletin)
         });
         let mut store = store()?;
         threads.spawn("checkpointer".into(), move || checkpointer::run(&mut *store, &stopped));

@@ -14,7 +14,7 @@ use super::connection::Postgres;
 use super::snapshots::{Der, answers};
 use crate::act::Question;
 use crate::audit::AuditEntry;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
+use crate::certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, InForce};
 use crate::error::StoreError;
 use crate::random::random_bytes;
 
@@ -74,21 +74,46 @@ impl Postgres {
     }
 
     pub(super) fn all_devices(&mut self) -> Result<Vec<DeviceRow>, StoreError> {
-        self.read_together(|session| {
-            let rows = session.query(DEVICES, &[])?;
-            let device = |row| {
-                Ok(DeviceRow {
-                    device_id: parsed(row, 0)?,
-                    ek_id: ek_id(row, 1)?,
-                    assurance: row.get(2),
-                    disabled: row.get(3),
-                    registered_at: row.get(4),
-                    serial: row.get(5),
-                    not_after: row.get(6),
-                    shared_key: optional_small(row, 7)?,
-                })
-            };
+        self.read_together(|session| session.query(DEVICES, &[])?.iter().map(device).collect())
+    }
+
+    pub(super) fn page_of_devices(
+        &mut self,
+        from: &str,
+        count: u32,
+    ) -> Result<Vec<DeviceRow>, StoreError> {
+        self.read(|session| {
+            let rows = session.query(DEVICES_FROM, &[&from, &i64::from(count)])?;
             rows.iter().map(device).collect()
+        })
+    }
+
+    pub(super) fn page_of_certificates(
+        &mut self,
+        from: &[u8],
+        count: u32,
+    ) -> Result<Vec<CertificateRow>, StoreError> {
+        self.read(|session| {
+            let rows = session.query(CERTIFICATES_FROM, &[&from, &i64::from(count)])?;
+            rows.iter().map(certificate).collect()
+        })
+    }
+
+    pub(super) fn newest_certificates_of(
+        &mut self,
+        ek: &EkId,
+        count: u32,
+    ) -> Result<Vec<CertificateRow>, StoreError> {
+        self.read(|session| {
+            let rows = session.query(CERTIFICATES_OF, &[&&ek.as_bytes()[..], &i64::from(count)])?;
+            rows.iter().map(certificate).collect()
+        })
+    }
+
+    pub(super) fn count(&mut self) -> Result<Counts, StoreError> {
+        self.read(|session| {
+            let row = session.query_one(COUNTS, &[])?;
+            Ok(Counts::of([0, 1, 2, 3, 4].map(|column| row.get::<_, i64>(column).unsigned_abs())))
         })
     }
 
@@ -110,20 +135,7 @@ impl Postgres {
 
     pub(super) fn all_certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError> {
         self.read_together(|session| {
-            let rows = session.query(CERTIFICATES, &[])?;
-            let certificate = |row: &postgres::Row| {
-                Ok(CertificateRow {
-                    serial: row.get(0),
-                    device_id: parsed(row, 1)?,
-                    status: row.get(2),
-                    not_before: row.get(3),
-                    not_after: row.get(4),
-                    issued_at: row.get(5),
-                    confirm_by: row.get(6),
-                    der: row.get(7),
-                })
-            };
-            rows.iter().map(certificate).collect()
+            session.query(CERTIFICATES, &[])?.iter().map(certificate).collect()
         })
     }
 
@@ -177,6 +189,32 @@ impl Postgres {
     }
 }
 
+fn device(row: &postgres::Row) -> Result<DeviceRow, StoreError> {
+    Ok(DeviceRow {
+        device_id: parsed(row, 0)?,
+        ek_id: ek_id(row, 1)?,
+        assurance: row.get(2),
+        disabled: row.get(3),
+        registered_at: row.get(4),
+        serial: row.get(5),
+        not_after: row.get(6),
+        shared_key: optional_small(row, 7)?,
+    })
+}
+
+fn certificate(row: &postgres::Row) -> Result<CertificateRow, StoreError> {
+    Ok(CertificateRow {
+        serial: row.get(0),
+        device_id: parsed(row, 1)?,
+        status: row.get(2),
+        not_before: row.get(3),
+        not_after: row.get(4),
+        issued_at: row.get(5),
+        confirm_by: row.get(6),
+        der: row.get(7),
+    })
+}
+
 /// The newest comes first, because it is most likely the right one: an EK may have thousands of
 /// certificates that ended.
 const SEALED: &str =
@@ -187,14 +225,42 @@ const SEALED: &str =
 const STATUS: &str = "SELECT c.status, c.ek_id, l.since IS NOT NULL
     FROM certificates c LEFT JOIN disabled_eks l USING (ek_id)
     WHERE c.serial = $1 AND c.device_id = $2 AND c.sha256 = $3";
-const DEVICES: &str = "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT NULL,
-        d.registered_at, c.serial, c.not_after, CASE WHEN s.is_used THEN s.generation END
-    FROM devices d LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)
-         LEFT JOIN certificates c ON c.ek_id = d.ek_id AND (CASE WHEN c.status = 'active' THEN 1 END) = 1
-    ORDER BY d.registered_at, d.device_id";
-const CERTIFICATES: &str = "SELECT serial, device_id, status, not_before, not_after, issued_at,
-        confirm_by, CASE WHEN confirmed_at IS NOT NULL THEN der END
-    FROM certificates ORDER BY number";
+/// What [`device`] reads.
+macro_rules! devices {
+    ($of:literal) => {
+        concat!(
+            "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT NULL, d.registered_at,
+                    c.serial, c.not_after, CASE WHEN s.is_used THEN s.generation END
+             FROM devices d LEFT JOIN disabled_eks l USING (ek_id)
+                  LEFT JOIN shared_keys s USING (ek_id)
+                  LEFT JOIN certificates c ON c.ek_id = d.ek_id
+                       AND (CASE WHEN c.status = 'active' THEN 1 END) = 1 ",
+            $of
+        )
+    };
+}
+const DEVICES: &str = devices!("ORDER BY d.registered_at, d.device_id");
+const DEVICES_FROM: &str = devices!("WHERE d.device_id >= $1 ORDER BY d.device_id LIMIT $2");
+/// What [`certificate`] reads.
+macro_rules! certificates {
+    ($of:literal) => {
+        concat!(
+            "SELECT serial, device_id, status, not_before, not_after, issued_at, confirm_by,
+                    CASE WHEN confirmed_at IS NOT NULL THEN der END
+             FROM certificates ",
+            $of
+        )
+    };
+}
+const CERTIFICATES: &str = certificates!("ORDER BY number");
+const CERTIFICATES_FROM: &str = certificates!("WHERE serial >= $1 ORDER BY serial LIMIT $2");
+const CERTIFICATES_OF: &str = certificates!("WHERE ek_id = $1 ORDER BY number DESC LIMIT $2");
+// Each is counted in an index, which is small beside the certificates.
+const COUNTS: &str = "SELECT (SELECT count(*) FROM devices),
+    (SELECT count(*) FROM disabled_eks),
+    (SELECT count(*) FROM certificates),
+    (SELECT count(*) FROM certificates WHERE status = 'unconfirmed'),
+    (SELECT count(*) FROM certificates WHERE status IN ('superseded', 'revoked'))";
 const IN_FORCE: &str = "SELECT count(*) FILTER (WHERE status = 'active'),
         count(*) FILTER (WHERE status = 'unconfirmed'),
         count(*) FILTER (WHERE status IN ('superseded', 'revoked')), max(not_after)

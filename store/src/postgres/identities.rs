@@ -98,6 +98,13 @@ impl Postgres {
             status(row.map(|row| (row.get(0), row.get(1), row.get(2))))
         })
     }
+
+    pub(super) fn name_of_identity(
+        &mut self,
+        sha256: &[u8; 32],
+    ) -> Result<Option<String>, StoreError> {
+        self.read(|session| Ok(session.query_opt(NAMED, &[&&sha256[..]])?.map(|row| row.get(0))))
+    }
 }
 
 fn add_certificate(
@@ -113,6 +120,7 @@ fn add_certificate(
     Ok(())
 }
 
+const NAMED: &str = "SELECT name FROM identity_certificates WHERE sha256 = $1";
 const ADD: &str = "INSERT INTO identities (name, role, publish, subscribe)
     VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING";
 const ADD_CERTIFICATE: &str =

@@ -42,7 +42,7 @@ use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::{AuditEntry, AuditRow};
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
+use crate::certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, InForce};
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::contract::Store;
@@ -256,6 +256,34 @@ impl Store for Postgres {
 
     fn certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError> {
         self.all_certificates()
+    }
+
+    fn devices_from(&mut self, from: &str, count: u32) -> Result<Vec<DeviceRow>, StoreError> {
+        self.page_of_devices(from, count)
+    }
+
+    fn certificates_from(
+        &mut self,
+        from: &[u8],
+        count: u32,
+    ) -> Result<Vec<CertificateRow>, StoreError> {
+        self.page_of_certificates(from, count)
+    }
+
+    fn certificates_of(
+        &mut self,
+        ek: &EkId,
+        count: u32,
+    ) -> Result<Vec<CertificateRow>, StoreError> {
+        self.newest_certificates_of(ek, count)
+    }
+
+    fn counts(&mut self) -> Result<Counts, StoreError> {
+        self.count()
+    }
+
+    fn identity_named(&mut self, sha256: &[u8; 32]) -> Result<Option<String>, StoreError> {
+        self.name_of_identity(sha256)
     }
 
     fn in_force(

@@ -11,7 +11,7 @@ use super::columns::{ek_id, parsed, time};
 use super::connection::{Sqlite, Transaction};
 use super::records::records;
 use crate::act::Question;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
+use crate::certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, InForce};
 use crate::error::StoreError;
 use crate::writes::{NewCertificate, NewDevice};
 
@@ -189,28 +189,16 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be read.
     pub fn devices(&self) -> Result<Vec<DeviceRow>, StoreError> {
-        self.list(
-            "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT NULL, d.registered_at, \
-             c.serial, c.not_after,
-                    iif(s.is_used, s.generation, NULL)
-             FROM devices d LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING \
-             (ek_id)
-                  LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active'
-             ORDER BY d.registered_at, d.device_id",
-            &[],
-            |row| {
-                Ok(DeviceRow {
-                    device_id: parsed(row, 0)?,
-                    ek_id: ek_id(row, 1)?,
-                    assurance: row.get(2)?,
-                    disabled: row.get(3)?,
-                    registered_at: row.get(4)?,
-                    serial: row.get(5)?,
-                    not_after: row.get(6)?,
-                    shared_key: row.get(7)?,
-                })
-            },
-        )
+        self.list(&format!("{DEVICES} ORDER BY d.registered_at, d.device_id"), &[], device)
+    }
+
+    /// Devices in the order of their ids.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn devices_from(&self, from: &str, count: u32) -> Result<Vec<DeviceRow>, StoreError> {
+        let query = format!("{DEVICES} WHERE d.device_id >= ?1 ORDER BY d.device_id LIMIT ?2");
+        self.list(&query, params![from, count], device)
     }
 
     /// The certificates in force of an issuing CA.
@@ -246,24 +234,49 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be read.
     pub fn certificates(&self) -> Result<Vec<CertificateRow>, StoreError> {
-        self.list(
-            "SELECT serial, device_id, status, not_before, not_after, issued_at, confirm_by,
-                    iif(confirmed_at IS NULL, NULL, der)
-             FROM certificates ORDER BY rowid",
-            &[],
-            |row| {
-                Ok(CertificateRow {
-                    serial: row.get(0)?,
-                    device_id: parsed(row, 1)?,
-                    status: row.get(2)?,
-                    not_before: row.get(3)?,
-                    not_after: row.get(4)?,
-                    issued_at: row.get(5)?,
-                    confirm_by: row.get(6)?,
-                    der: row.get(7)?,
-                })
-            },
-        )
+        self.list(&format!("{CERTIFICATES} ORDER BY rowid"), &[], certificate)
+    }
+
+    /// Certificates in the order of their serial numbers.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn certificates_from(
+        &self,
+        from: &[u8],
+        count: u32,
+    ) -> Result<Vec<CertificateRow>, StoreError> {
+        let query = format!("{CERTIFICATES} WHERE serial >= ?1 ORDER BY serial LIMIT ?2");
+        self.list(&query, params![from, count], certificate)
+    }
+
+    /// The newest certificates of an EK, the newest first.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn certificates_of(
+        &self,
+        ek: &EkId,
+        count: u32,
+    ) -> Result<Vec<CertificateRow>, StoreError> {
+        let query = format!("{CERTIFICATES} WHERE ek_id = ?1 ORDER BY rowid DESC LIMIT ?2");
+        self.list(&query, params![ek.as_bytes(), count], certificate)
+    }
+
+    /// How many there are of what there may be many of.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn counts(&self) -> Result<Counts, StoreError> {
+        let moment = self.connection.unchecked_transaction()?;
+        let counts = moment.prepare_cached(COUNTS)?.query_row([], |row| {
+            let mut counts = [0; 5];
+            for (column, count) in counts.iter_mut().enumerate() {
+                *count = row.get::<_, i64>(column)?.unsigned_abs();
+            }
+            Ok(counts)
+        })?;
+        Ok(Counts::of(counts))
     }
 }
 
@@ -308,6 +321,52 @@ pub(super) fn sealed(
         Found::Ended => SealedOnRecord::Ended,
     })
 }
+
+/// What [`device`] reads.
+const DEVICES: &str =
+    "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT NULL, d.registered_at, c.serial,
+            c.not_after, iif(s.is_used, s.generation, NULL)
+     FROM devices d LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)
+          LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active'";
+
+fn device(row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
+    Ok(DeviceRow {
+        device_id: parsed(row, 0)?,
+        ek_id: ek_id(row, 1)?,
+        assurance: row.get(2)?,
+        disabled: row.get(3)?,
+        registered_at: row.get(4)?,
+        serial: row.get(5)?,
+        not_after: row.get(6)?,
+        shared_key: row.get(7)?,
+    })
+}
+
+/// What [`certificate`] reads.
+const CERTIFICATES: &str =
+    "SELECT serial, device_id, status, not_before, not_after, issued_at, confirm_by,
+            iif(confirmed_at IS NULL, NULL, der)
+     FROM certificates";
+
+fn certificate(row: &Row<'_>) -> rusqlite::Result<CertificateRow> {
+    Ok(CertificateRow {
+        serial: row.get(0)?,
+        device_id: parsed(row, 1)?,
+        status: row.get(2)?,
+        not_before: row.get(3)?,
+        not_after: row.get(4)?,
+        issued_at: row.get(5)?,
+        confirm_by: row.get(6)?,
+        der: row.get(7)?,
+    })
+}
+
+// Each is counted in an index, which is small beside the certificates.
+const COUNTS: &str = "SELECT (SELECT count(*) FROM devices),
+    (SELECT count(*) FROM disabled_eks),
+    (SELECT count(*) FROM certificates),
+    (SELECT count(*) FROM certificates WHERE status = 'unconfirmed'),
+    (SELECT count(*) FROM certificates WHERE status IN ('superseded', 'revoked'))";
 
 /// The unconfirmed certificates of this EK, for this IK or for any, newest first.
 pub(super) fn waiting(

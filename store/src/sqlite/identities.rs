@@ -153,6 +153,16 @@ impl Sqlite {
         });
         status(found.optional()?)
     }
+
+    /// The name of the identity whose certificate has this digest.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn identity_named(&self, sha256: &[u8; 32]) -> Result<Option<String>, StoreError> {
+        let query = "SELECT name FROM identity_certificates WHERE sha256 = ?1";
+        let mut statement = self.connection.prepare_cached(query)?;
+        Ok(statement.query_row([sha256], |row| row.get(0)).optional()?)
+    }
 }
 
 fn add_certificate(

@@ -39,7 +39,7 @@ use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::{AuditEntry, AuditRow};
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
+use crate::certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, InForce};
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::contract::Store;
@@ -233,6 +233,34 @@ impl Store for Sqlite {
 
     fn certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError> {
         Self::certificates(self)
+    }
+
+    fn devices_from(&mut self, from: &str, count: u32) -> Result<Vec<DeviceRow>, StoreError> {
+        Self::devices_from(self, from, count)
+    }
+
+    fn certificates_from(
+        &mut self,
+        from: &[u8],
+        count: u32,
+    ) -> Result<Vec<CertificateRow>, StoreError> {
+        Self::certificates_from(self, from, count)
+    }
+
+    fn certificates_of(
+        &mut self,
+        ek: &EkId,
+        count: u32,
+    ) -> Result<Vec<CertificateRow>, StoreError> {
+        Self::certificates_of(self, ek, count)
+    }
+
+    fn counts(&mut self) -> Result<Counts, StoreError> {
+        Self::counts(self)
+    }
+
+    fn identity_named(&mut self, sha256: &[u8; 32]) -> Result<Option<String>, StoreError> {
+        Self::identity_named(self, sha256)
     }
 
     fn in_force(

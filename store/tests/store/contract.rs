@@ -10,7 +10,7 @@ use assay_ca_core::{
 };
 use assay_server::directory::Directory;
 use assay_store::{
-    Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
+    Act, AnchorRow, AuditEntry, CertificateStatus, Change, Counts, EnrolError, Enrolled, Entry,
     IdInQuestion, IdentityRole, InForce, MadeBefore, NewEnrolment, Pruned, Question, Recorded,
     Removed, Renewed, Replaced, Replacement, Retention, RevokedCertificates, StoreError, Tags,
     Trusted, Waiting, Which, Whom, record_each,
@@ -30,6 +30,10 @@ on_both! {
     a_renewed_identity_has_several_certificates_until_the_old_ones_are_revoked,
     a_revoked_identity_is_let_in_no_more_and_is_not_renewed,
     an_identity_is_let_in_under_its_own_name_and_role_alone,
+    a_certificate_of_an_identity_has_the_name_that_it_was_made_for,
+    devices_and_certificates_come_in_pages_by_id_and_by_serial_number,
+    the_newest_certificates_of_an_ek_come_first_and_no_others,
+    devices_and_certificates_are_counted_by_status,
     a_batch_is_recorded_entry_by_entry_and_each_whole_or_not_at_all,
     entry_that_cannot_be_recorded_takes_no_other_with_it,
     a_certificate_nobody_issued_is_unknown,
@@ -1506,6 +1510,71 @@ fn certificates_in_force_are_counted_by_the_key_that_signed_them(fixture: &Fixtu
         let listed = InForce { listed: 1, last_ends: one.last_ends, ..none.clone() };
         assert_eq!(store.in_force(&[serial], always.clone(), now()).unwrap(), listed);
     }
+}
+
+fn a_certificate_of_an_identity_has_the_name_that_it_was_made_for(fixture: &Fixture) {
+    let mut store = fixture.store();
+    for name in ["anna", "bert"] {
+        let new = identity(name, IdentityRole::Operator, Rights::default());
+        assert!(store.add_identity(&new, now()).unwrap());
+        assert_eq!(store.identity_named(new.certificate.sha256()).unwrap().as_deref(), Some(name));
+    }
+    assert_eq!(store.identity_named(&[7; 32]).unwrap(), None);
+}
+
+fn devices_and_certificates_come_in_pages_by_id_and_by_serial_number(fixture: &Fixture) {
+    let mut store = fixture.store();
+    // Neither in the order of issuance.
+    for (serial, device) in [(0x43, "pump-2"), (0x41, "pump-3"), (0x42, "Pump-1")] {
+        add(&mut store, &certificate(serial, device, ek(serial))).unwrap();
+    }
+    let mut devices = |from, count| {
+        let rows = store.devices_from(from, count).unwrap();
+        rows.into_iter().map(|row| row.device_id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(devices("", 2), ["Pump-1", "pump-2"]);
+    assert_eq!(devices("pump-2", 2), ["pump-2", "pump-3"], "it begins with the one that is named");
+    assert_eq!(devices("pump-20", 2), ["pump-3"], "which need not exist");
+    assert!(devices("pump-4", 2).is_empty() && devices("", 0).is_empty());
+    let mut certificates = |from: &[u8], count| {
+        let rows = store.certificates_from(from, count).unwrap();
+        rows.into_iter().map(|row| row.serial[0]).collect::<Vec<_>>()
+    };
+    assert_eq!(certificates(&[], 2), [0x41, 0x42]);
+    assert_eq!(certificates(&[0x42; 16], 9), [0x42, 0x43]);
+    assert_eq!(certificates(&[0x42, 0x43], 9), [0x43]);
+    let [all, paged] = [store.devices().unwrap(), store.devices_from("", 9).unwrap()];
+    let found = |id: &DeviceId| paged.iter().find(|row| row.device_id == *id).unwrap();
+    for row in &all {
+        assert_eq!(format!("{row:?}"), format!("{:?}", found(&row.device_id)));
+    }
+}
+
+fn the_newest_certificates_of_an_ek_come_first_and_no_others(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(0x43, "pump-1", ek(1))).unwrap();
+    add(&mut store, &certificate(0x44, "pump-2", ek(2))).unwrap();
+    add(&mut store, &certificate(0x41, "pump-1", ek(1))).unwrap();
+    add(&mut store, &certificate(0x42, "pump-1", ek(1))).unwrap();
+    let mut certificates = |count| {
+        let rows = store.certificates_of(&ek(1), count).unwrap();
+        rows.into_iter().map(|row| (row.serial[0], row.status)).collect::<Vec<_>>()
+    };
+    let newest = [(0x42, "active".to_owned()), (0x41, "superseded".to_owned())];
+    assert_eq!(certificates(2), newest);
+    assert_eq!(certificates(9).len(), 3);
+}
+
+fn devices_and_certificates_are_counted_by_status(fixture: &Fixture) {
+    let mut store = fixture.store();
+    assert_eq!(store.counts().unwrap(), Counts::default());
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    add(&mut store, &certificate(2, "pump-1", ek(1))).unwrap();
+    add(&mut store, &certificate(3, "pump-2", ek(2))).unwrap();
+    add(&mut store, &sealed(4, "pump-3", ek(3))).unwrap();
+    store.set_disabled(&ek(9), true, now()).unwrap();
+    let counts = Counts { devices: 2, disabled: 1, active: 2, unconfirmed: 1, ended: 1 };
+    assert_eq!(store.counts().unwrap(), counts);
 }
 
 fn certificate_in_force_is_found_without_knowing_its_ik(fixture: &Fixture) {

@@ -11,7 +11,7 @@ use tokio::sync::SetOnce;
 /// A bounded number of connections. When it is full, it turns out the oldest connection of the
 /// network that has most, so that no network keeps the others out.
 #[derive(Debug)]
-pub(super) struct Lobby {
+pub struct Lobby {
     places: usize,
     guests: Mutex<Guests>,
 }
@@ -31,20 +31,21 @@ struct Ticket {
 
 /// One connection's place. It is free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     room: Arc<Lobby>,
     network: IpAddr,
     ticket: Arc<Ticket>,
 }
 
 impl Lobby {
-    pub(super) fn new(places: usize) -> Arc<Self> {
+    /// With so many places.
+    pub fn new(places: usize) -> Arc<Self> {
         Arc::new(Self { places, guests: Mutex::default() })
     }
 
     /// Takes a place for a connection from `network`. `None` if all are taken, and no network has
     /// more than this one.
-    pub(super) fn enter(self: &Arc<Self>, network: IpAddr) -> Option<Place> {
+    pub fn enter(self: &Arc<Self>, network: IpAddr) -> Option<Place> {
         let mut guests = self.guests();
         if guests.total >= self.places {
             guests.make_room_for(network)?;
@@ -83,7 +84,7 @@ impl Guests {
 
 impl Place {
     /// Returns when another connection needs the place.
-    pub(super) async fn turned_out(&self) {
+    pub async fn turned_out(&self) {
         self.ticket.turned_out.wait().await;
     }
 }
@@ -105,7 +106,7 @@ impl Drop for Place {
 
 /// The network of an address: for IPv4, also mapped into IPv6, the address itself; for IPv6, its
 /// /64 (what one subscriber is given, RFC 6177).
-pub(super) fn network(peer: IpAddr) -> IpAddr {
+pub fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {
             let prefix = address.to_bits() >> 64 << 64;
