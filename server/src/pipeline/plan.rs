@@ -12,7 +12,7 @@ use assay_store::{
     AnchorsVersion, Basis, GroupsVersion, IdInQuestion, IkInQuestion, Question, Snapshot, Store,
     StoreError, WaitingInQuestion, Whom,
 };
-use assay_wire::{Bytes, Configuration, MAX_SIGNED_CONFIGURATION};
+use assay_wire::{Bytes, Configuration, EkId, MAX_SIGNED_CONFIGURATION};
 use time::OffsetDateTime;
 use tracing::warn;
 
@@ -331,18 +331,25 @@ impl Planner {
         now: OffsetDateTime,
     ) -> Result<Admitted<F>, Refusal> {
         let Some(place) = admitted.place() else { return Ok(admitted) };
-        let ek = admitted.ek_id();
+        match self.take(&admitted.ek_id(), place, now)? {
+            true => Ok(admitted),
+            false => Err(admitted.full().into()),
+        }
+    }
+
+    /// Whether the EK has this place now.
+    fn take(&mut self, ek: &EkId, place: &Place, now: OffsetDateTime) -> Result<bool, StoreError> {
         let was_full = self.full.get(place).is_some_and(|at| at.elapsed() < FULL);
         // To look for a free place in a large group that is full takes a while, and anybody can ask.
-        if was_full && !self.store.has_place(&ek, place)? {
-            return Err(admitted.full().into());
+        if was_full && !self.store.has_place(ek, place)? {
+            return Ok(false);
         }
-        if self.store.take_place(&ek, place, now)? {
-            return Ok(admitted);
+        if self.store.take_place(ek, place, now)? {
+            return Ok(true);
         }
         self.full.retain(|_, at| at.elapsed() < FULL);
         self.full.insert(place.clone(), Instant::now());
-        Err(admitted.full().into())
+        Ok(false)
     }
 }
 
@@ -358,5 +365,39 @@ fn of_waiting(certificate: &SealedOnRecord, now: OffsetDateTime) -> Option<Basis
             Some(Basis::of_waiting(certificate, records, now))
         }
         SealedOnRecord::Active { .. } | SealedOnRecord::Ended => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::directory::Directory;
+
+    #[test]
+    fn group_that_is_full_is_not_searched_again_for_a_while_and_its_members_pass() {
+        let parent = tempfile::tempdir().unwrap();
+        Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+        let directory = Directory::open(&parent.path().join("ca")).unwrap();
+        let mut planner = Planner::open(directory.store().unwrap()).unwrap();
+        let (now, place) =
+            (OffsetDateTime::now_utc(), |quota| Place { group: "pumps".parse().unwrap(), quota });
+        let [member, next] = [[1; 32], [2; 32]].map(EkId::from);
+        assert!(planner.take(&member, &place(1), now).unwrap());
+        assert!(!planner.take(&next, &place(1), now).unwrap());
+        let noticed = planner.full[&place(1)];
+        // The place of a device that never comes is free in the end, and nobody looks yet.
+        let later = now + time::Duration::days(30);
+        assert!(!planner.take(&next, &place(1), later).unwrap());
+        assert_eq!(planner.full[&place(1)], noticed, "it was not searched");
+        assert!(planner.take(&member, &place(1), later).unwrap(), "it has its place");
+        // One that has more places now is another.
+        assert!(planner.take(&next, &place(2), now).unwrap());
+        assert!(!planner.take(&EkId::from([3; 32]), &place(2), now).unwrap());
+        assert_eq!(planner.full.len(), 2);
+        thread::sleep(FULL);
+        assert!(!planner.take(&EkId::from([4; 32]), &place(2), now).unwrap());
+        assert_eq!(planner.full.len(), 1, "what is old is forgotten");
     }
 }
