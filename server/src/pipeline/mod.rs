@@ -37,6 +37,7 @@ mod pulse;
 mod queues;
 mod record;
 mod sign;
+mod signatures;
 mod threads;
 
 use std::sync::Arc;

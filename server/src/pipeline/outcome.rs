@@ -112,6 +112,14 @@ pub(super) fn signatures_wait(retry_after: u32) -> Problem {
     Problem::new(ProblemCode::Busy, detail.into()).retry_after(retry_after)
 }
 
+/// The answer if another request of the same TPM waits for a signature. Its sender may repeat
+/// itself, after some seconds that are not the same for all.
+pub(super) fn is_being_signed(random: u32) -> Problem {
+    let detail = "another request of this TPM waits for its signature";
+    let advice = RETRY_AFTER_CONTENTION_S + random % 3;
+    Problem::new(ProblemCode::Busy, detail.into()).retry_after(advice)
+}
+
 /// The answer while the CA's clock is wrong, or the CA is held.
 pub(super) fn not_now() -> Problem {
     let detail = "the CA answers nothing until its operator acts; its log says why";

@@ -3,10 +3,10 @@
 //! signature waits for one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use assay_wire::ReplyBody;
+use assay_wire::{EkId, ReplyBody};
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::watch;
 use tracing::debug;
@@ -16,16 +16,15 @@ use super::decide::{self, Examination, Outcome, Step, Unsigned};
 use super::decision_log::DecisionLog;
 use super::job::Job;
 use super::outbox::Outbox;
-use super::outcome::{About, internal, not_now, signatures_wait};
+use super::outcome::{About, internal, not_now};
 use super::plan::Planner;
 use super::planned::Planned;
-use super::pressure::Pressure;
 use super::pulse::Pulse;
 use super::queues::{Queues, Work};
 use super::record::{Write, announce};
+use super::signatures::{Placed, Signatures, Standing, ToBeSigned};
 use crate::ca::Ca;
 use crate::clock::Gate;
-use crate::random::random_u32;
 
 /// What the threads take from, and where they put what they decide.
 pub(super) struct Ends {
@@ -33,9 +32,7 @@ pub(super) struct Ends {
     pub(super) jobs: Queues<Receiver<Box<Job>>>,
     pub(super) again: Receiver<Box<Planned>>,
     pub(super) pulses: Receiver<Pulse>,
-    pub(super) unsigned: Sender<Box<ToSign>>,
-    /// Of the queue of what is to be signed.
-    pub(super) pressure: Arc<Mutex<Pressure>>,
+    pub(super) unsigned: Signatures<Box<ToSign>>,
     pub(super) decided: Decided,
     pub(super) gate: Arc<Gate>,
 }
@@ -56,13 +53,14 @@ pub(super) struct ToSign {
     attempts: u32,
 }
 
-/// Signs until nobody plans any more.
-pub(super) fn sign(waiting: &Receiver<Box<ToSign>>, decided: &Decided) {
-    for to_sign in waiting {
-        let ToSign { ca, job, unsigned, attempts } = *to_sign;
+/// Signs until nobody plans any more. `taken` counts what any thread took.
+pub(super) fn sign(waiting: &ToBeSigned<Box<ToSign>>, taken: &AtomicUsize, decided: &Decided) {
+    while let Some(Placed { item, place }) = waiting.next(taken.fetch_add(1, Ordering::Relaxed)) {
+        let ToSign { ca, job, unsigned, attempts } = *item;
         let (at, log) = (job.received.at, &decided.log);
         let (outcome, about) = caught(&job, log, || unsigned.sign(&ca, at, log))
             .unwrap_or_else(|| (Outcome::Refused(internal()), About::unreadable()));
+        drop(place);
         decided.take(ca, job, outcome, about, attempts);
     }
 }
@@ -106,30 +104,32 @@ fn decide(
     let (decided, log) = (&ends.decided, &ends.decided.log);
     let step = caught(&job, log, || {
         match decide::plan(planner, &ca, &job.received, examination, log) {
-            // Nobody else waits meanwhile.
-            Step::Unsigned(unsigned) if !unsigned.signs_elsewhere() => {
-                Step::Decided(Box::new(unsigned.sign(&ca, job.received.at, log)))
-            }
-            step => step,
+            Step::Unsigned(unsigned) => match unsigned.waits_for_a_key() {
+                Some(place) => Next::Sign(unsigned, place),
+                // Nobody else waits meanwhile.
+                None => Next::Take(Box::new(unsigned.sign(&ca, job.received.at, log))),
+            },
+            Step::Decided(done) => Next::Take(done),
         }
     });
-    let unsigned = match step.unwrap_or_else(|| Step::refused(internal(), About::unreadable())) {
-        Step::Unsigned(unsigned) => unsigned,
-        Step::Decided(done) => {
-            let (outcome, about) = *done;
-            return decided.take(ca, job, outcome, about, attempts);
-        }
-    };
-    let pressure = || ends.pressure.lock().unwrap_or_else(PoisonError::into_inner);
-    match ends.unsigned.try_send(Box::new(ToSign { ca, job, unsigned, attempts })) {
-        Ok(()) => pressure().take(Instant::now()),
-        Err(error) => {
-            let ToSign { ca, job, unsigned, attempts } = *error.into_inner();
-            let problem = signatures_wait(pressure().send_away(Instant::now(), random_u32()));
-            let about = unsigned.into_about();
-            decided.take(ca, job, Outcome::Refused(problem), about, attempts);
+    let refused = || Next::Take(Box::new((Outcome::Refused(internal()), About::unreadable())));
+    match step.unwrap_or_else(refused) {
+        Next::Take(done) => decided.take(ca, job, done.0, done.1, attempts),
+        Next::Sign(unsigned, (ek, standing)) => {
+            let to_sign = Box::new(ToSign { ca, job, unsigned, attempts });
+            if let Err((to_sign, problem)) = ends.unsigned.put(to_sign, ek, standing) {
+                let ToSign { ca, job, unsigned, attempts } = *to_sign;
+                let about = unsigned.into_about();
+                decided.take(ca, job, Outcome::Refused(problem), about, attempts);
+            }
         }
     }
+}
+
+/// Where a request goes.
+enum Next {
+    Take(Box<(Outcome, About)>),
+    Sign(Box<Unsigned>, (EkId, Standing)),
 }
 
 /// `None` after a panic, which would be a bug of ours. But if a stranger's bytes cause one, that
@@ -177,6 +177,8 @@ impl Decided {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use assay_store::{Act, Database};
     use assay_wire::{ClientId, ProblemCode, Request, RequestBody, RequestId};
     use crossbeam_channel::{never, unbounded};
@@ -209,8 +211,7 @@ mod tests {
                 jobs: Queues::new().1,
                 again: planned,
                 pulses: never(),
-                unsigned: unbounded().0,
-                pressure: Arc::new(Mutex::new(Pressure::new(Instant::now()))),
+                unsigned: Signatures::new().0,
                 decided: Decided { writes: unbounded().0, outbox, log: DecisionLog::default() },
                 gate: Arc::new(gate),
             };

@@ -1,8 +1,9 @@
 //! The worker's threads.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{self as channel, RecvTimeoutError};
 use tokio::sync::Notify;
@@ -11,11 +12,11 @@ use super::decision_log::DecisionLog;
 use super::job::Job;
 use super::outbox::Outbox;
 use super::plan::Planner;
-use super::pressure::Pressure;
 use super::process::{self, Decided, Ends};
 use super::pulse::Heart;
 use super::queues::{QUEUE, Queues};
 use super::record::Pruning;
+use super::signatures::Signatures;
 use super::{WorkerConfig, WorkerError, checkpointer, herald, record};
 use crate::clock::Look;
 
@@ -61,8 +62,7 @@ impl Threads {
         });
         let log = DecisionLog::default();
         let decided = Decided { writes, outbox: outbox.clone(), log: log.clone() };
-        let (unsigned, to_sign) = channel::bounded(SIGNATURES);
-        let pressure = Arc::new(Mutex::new(Pressure::new(Instant::now())));
+        let (unsigned, to_sign) = Signatures::new();
 
         for (n, pulses) in pulses.into_iter().enumerate() {
             let planner = Planner::open(store()?)?;
@@ -72,15 +72,17 @@ impl Threads {
                 again: stale.clone(),
                 pulses,
                 unsigned: unsigned.clone(),
-                pressure: Arc::clone(&pressure),
                 decided: decided.clone(),
                 gate: Arc::clone(&config.gate),
             };
             threads.spawn(format!("planner-{n}"), move || process::run(planner, &ends));
         }
+        drop(unsigned);
+        let (to_sign, taken) = (Arc::new(to_sign), Arc::new(AtomicUsize::new(0)));
         for n in 0..SIGNERS {
-            let (to_sign, decided) = (to_sign.clone(), decided.clone());
-            threads.spawn(format!("signer-{n}"), move || process::sign(&to_sign, &decided));
+            let (to_sign, taken) = (Arc::clone(&to_sign), Arc::clone(&taken));
+            let decided = decided.clone();
+            threads.spawn(format!("signer-{n}"), move || process::sign(&to_sign, &taken, &decided));
         }
         let (record_store, record_outbox) = (store()?, outbox.clone());
         let pruning = Pruning { retention: config.retention, gate: Arc::clone(&config.gate) };
@@ -129,7 +131,5 @@ impl Threads {
 
 /// Threads that wait for keys elsewhere: as many as such a key is asked at once.
 const SIGNERS: usize = 8;
-/// Requests that wait for these threads: at 20 ms a signature, they wait for a second or so.
-const SIGNATURES: usize = 64;
 /// How late a clock is found that was set.
 const CLOCK_POLL: Duration = Duration::from_secs(1);
