@@ -26,6 +26,7 @@ mod examine;
 mod herald;
 mod intake;
 mod job;
+mod key_watch;
 mod ledger;
 mod outbox;
 mod outcome;
@@ -55,7 +56,7 @@ pub use decide::{Examination, Outcome, decide};
 pub use decision_log::DecisionLog;
 pub use herald::MAX_LIST;
 pub use job::Received;
-pub use outcome::{About, Issued};
+pub use outcome::{A_KEY_IS_AWAY, About, Issued};
 pub use plan::Planner;
 
 use crate::ca::Ca;

@@ -100,6 +100,11 @@ pub(super) fn contended() -> Problem {
     Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_CONTENTION_S)
 }
 
+/// The answer to a ping while a key of the CA is elsewhere and does not sign.
+pub(super) fn a_key_is_away() -> Problem {
+    Problem::new(ProblemCode::Busy, A_KEY_IS_AWAY.into()).retry_after(RETRY_AFTER_INTERNAL_S)
+}
+
 /// The answer while the issuing key is elsewhere and does not sign.
 pub(super) fn key_away() -> Problem {
     let detail = "the key that signs certificates cannot be reached";
@@ -131,6 +136,8 @@ pub(super) fn internal() -> Problem {
         .retry_after(RETRY_AFTER_INTERNAL_S)
 }
 
+/// By this, `assay health` tells that answer from others.
+pub const A_KEY_IS_AWAY: &str = "a key of the CA that is in a token does not sign";
 /// A full disk or a stopped signer is not repaired faster.
 const RETRY_AFTER_INTERNAL_S: u32 = 10;
 /// Whatever changes one TPM's record several times within milliseconds has ended by then.

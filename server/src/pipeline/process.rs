@@ -15,8 +15,9 @@ use super::Outfit;
 use super::decide::{self, Examination, Outcome, Step, Unsigned};
 use super::decision_log::DecisionLog;
 use super::job::Job;
+use super::key_watch::KeyWatch;
 use super::outbox::Outbox;
-use super::outcome::{About, internal, not_now};
+use super::outcome::{About, a_key_is_away, internal, not_now};
 use super::plan::Planner;
 use super::planned::Planned;
 use super::pulse::Pulse;
@@ -43,6 +44,7 @@ pub(super) struct Decided {
     pub(super) writes: Sender<Write>,
     pub(super) outbox: Outbox,
     pub(super) log: DecisionLog,
+    pub(super) keys: KeyWatch,
 }
 
 /// A request that waits for a signature.
@@ -141,11 +143,15 @@ fn caught<T>(job: &Job, log: &DecisionLog, work: impl FnOnce() -> T) -> Option<T
 
 impl Decided {
     fn take(&self, ca: Arc<Ca>, job: Job, outcome: Outcome, about: About, attempts: u32) {
-        let Self { writes, outbox, log } = self;
+        let Self { writes, outbox, log, keys } = self;
         match outcome {
             Outcome::Pong => {
                 debug!(client = %job.received.client, "ping answered");
-                outbox.reply(job, ReplyBody::Pong);
+                let reply = match keys.misses_one() {
+                    true => ReplyBody::Problem(a_key_is_away()),
+                    false => ReplyBody::Pong,
+                };
+                outbox.reply(job, reply);
             }
             Outcome::Answered(reply) => {
                 let audit = about.audit(&job, None);
@@ -212,7 +218,12 @@ mod tests {
                 again: planned,
                 pulses: never(),
                 unsigned: Signatures::new().0,
-                decided: Decided { writes: unbounded().0, outbox, log: DecisionLog::default() },
+                decided: Decided {
+                    writes: unbounded().0,
+                    outbox,
+                    log: DecisionLog::default(),
+                    keys: KeyWatch::default(),
+                },
                 gate: Arc::new(gate),
             };
             again.send(Box::new(a_ping_to_plan_again(&ca, &ends))).unwrap();

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::decision_log::DecisionLog;
 use super::job::Job;
+use super::key_watch::KeyWatch;
 use super::outbox::Outbox;
 use super::plan::Planner;
 use super::process::{self, Decided, Ends};
@@ -61,7 +62,9 @@ impl Threads {
             }
         });
         let log = DecisionLog::default();
-        let decided = Decided { writes, outbox: outbox.clone(), log: log.clone() };
+        let keys = KeyWatch::default();
+        let decided =
+            Decided { writes, outbox: outbox.clone(), log: log.clone(), keys: keys.clone() };
         let (unsigned, to_sign) = Signatures::new();
 
         for (n, pulses) in pulses.into_iter().enumerate() {
@@ -95,13 +98,23 @@ impl Threads {
         threads.spawn("herald".into(), move || {
             herald::run(&outfit, herald_store, &gate, &arrived, &herald_outbox)
         });
+        let (outfit, gate, keys_stopped) =
+            (config.outfit.clone(), Arc::clone(&config.gate), stopped.clone());
+        // Nobody waits for its end: a token may not answer, and leaves nothing undone.
+        _ = threads.run("key-watch".into(), move || keys.run(outfit, &gate, &keys_stopped));
         let mut store = store()?;
         threads.spawn("checkpointer".into(), move || checkpointer::run(&mut *store, &stopped));
         Ok(threads)
     }
 
-    /// Starts a thread that notifies `ended` when it ends, by a panic or otherwise.
+    /// Starts a thread that [`finish`](Self::finish) waits for.
     fn spawn(&mut self, name: String, work: impl FnOnce() + Send + 'static) {
+        let handle = self.run(name, work);
+        self.handles.push(handle);
+    }
+
+    /// Starts a thread that notifies `ended` when it ends, by a panic or otherwise.
+    fn run(&self, name: String, work: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
         struct Obituary(Arc<Notify>);
         impl Drop for Obituary {
             fn drop(&mut self) {
@@ -114,7 +127,7 @@ impl Threads {
             work();
         };
         // Unwrap safety: at start-up only; without its threads the worker is of no use.
-        self.handles.push(thread::Builder::new().name(name).spawn(work).unwrap());
+        thread::Builder::new().name(name).spawn(work).unwrap()
     }
 
     /// Closes the channels that the threads wait at. Returns when the threads have done what was
