@@ -18,6 +18,7 @@ pub mod pipeline;
 pub mod register;
 pub mod revocations;
 pub mod rfc3339;
+pub mod shared_secrets;
 
 mod dated;
 mod issuing_keys;

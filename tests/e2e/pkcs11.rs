@@ -43,6 +43,23 @@ impl TokenLab {
         Ok(Self { lab: Lab { server, dir }, hsm })
     }
 
+    /// With all flows, and the ticket key and the master secret in the token, too.
+    fn with_secrets() -> Result<Self> {
+        let mut it = Self::open()?;
+        let settings = it.lab.dir.path().join("assay.toml");
+        let written = fs::read_to_string(&settings)?;
+        let flows = "flows = [\"ticket\", \"sealed\", \"shared-key\"]";
+        let line = written.lines().find(|line| line.starts_with("flows =")).context("flows")?;
+        fs::write(&settings, written.replace(line, flows))?;
+        let uri = it.hsm.uri("assay", None);
+        for secret in ["ticket", "master"] {
+            it.assay(&["keys", "rotate", secret, "--from", "now", "--key", &uri])?;
+            it.assay(&["keys", "retire", secret, "--force"])?;
+        }
+        it.lab.server.restart()?;
+        Ok(it)
+    }
+
     /// The same key in two tokens, the first of which comes first.
     fn with_two_tokens() -> Result<Self> {
         let hsm = SoftHsm::new(&["one", "two"])?;
@@ -457,6 +474,111 @@ fn pkcs11_health_says_that_a_key_does_not_sign_and_asks_no_token_itself() -> Res
 }
 
 #[test]
+fn pkcs11_ticket_key_and_master_secret_come_from_a_token_and_are_in_no_file() -> Result<()> {
+    let mut it = TokenLab::with_secrets()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 4)?;
+    for (tpm, flow) in tpms.iter().zip(["ticket", "sealed"]) {
+        let device = Device::new(tpm)?;
+        it.lab.provision(&device, &["--flow", flow])?;
+        run(&mut device.publish(&it.lab.dir, &it.lab.server, "telemetry", "21.5")?)?;
+    }
+    let shared = Device::new(&tpms[2])?;
+    it.lab.provision(&shared, &["--flow", "shared-key"])?;
+    // Another process derives the same: tickets and tokens of before are good.
+    let wanting = Wanting::new(&it, &tpms[3])?;
+    it.lab.server.restart()?;
+    it.certifies(&wanting)?;
+    run(&mut shared.publish(&it.lab.dir, &it.lab.server, "telemetry", "21.5")?)?;
+
+    let listed = it.assay(&["keys", "list"])?;
+    for secret in ["ticket", "master"] {
+        let file = it.lab.dir.path().join(format!("{secret}.key"));
+        ensure!(fs::read_to_string(file)?.starts_with("pkcs11:token=assay;object=assay-"));
+        let is_it = |line: &str| line.starts_with(secret) && line.contains("token \"assay\"");
+        ensure!(listed.lines().filter(|line| is_it(line)).count() == 1, "{listed}");
+    }
+    let tried = it.assay(&["keys", "test", "--times", "3"])?;
+    ensure!(!tried.contains("BROKEN") && tried.matches("pkcs11:").count() == 3, "{tried}");
+
+    // A backup has no secret, and whoever restores it is told what it needs.
+    let place = tempfile::tempdir()?;
+    let (file, restored) = (place.path().join("backup"), place.path().join("ca"));
+    run(it.lab.dir.assay(&["backup"])?.arg(&file))?;
+    let mut restore = Command::new(assay_bin("assay")?);
+    restore.arg("--dir").arg(&restored).args(["restore", "--keep-shared-keys"]).arg(&file);
+    let said = String::from_utf8(run(&mut restore)?.stderr)?;
+    ensure!(said.contains("not in the backup: token \"assay\" by /usr/lib/softhsm"), "{said}");
+    ensure!(said.contains("keys rotate ticket --key"), "{said}");
+    ensure!(fs::read_to_string(restored.join("master.key"))?.starts_with("pkcs11:"));
+    ensure!(fs::read(restored.join("ticket.key"))?.len() == 32, "a new one");
+
+    // A worker takes no other key for it, whatever its name is.
+    it.assay(&["keys", "rotate", "ticket", "--from", "now", "--key", &it.hsm.uri("assay", None)])?;
+    let names = fs::read_dir(it.lab.dir.path())?.map(|it| Ok(it?.file_name()));
+    let names = names.collect::<Result<Vec<_>>>()?;
+    let next = names.iter().filter_map(|name| name.to_str());
+    let next = next.filter(|name| name.starts_with("ticket-")).collect::<Vec<_>>();
+    let [next] = next[..] else { bail!("{names:?}") };
+    let [old, new] = ["ticket.key", next].map(|name| it.lab.dir.path().join(name));
+    let (digest, other) = (fs::read_to_string(&old)?, fs::read_to_string(&new)?);
+    let (uri, (_, digest)) = (other.lines().next(), digest.split_once('\n').context("lines")?);
+    fs::remove_file(new)?;
+    fs::write(old, format!("{}\n{digest}", uri.context("a URI")?))?;
+    it.lab.server.restart()?;
+    let ReplyBody::Problem(problem) =
+        it.client()?.ask(RequestBody::Challenge(wanting.device.evidence()?))?
+    else {
+        bail!("no problem")
+    };
+    ensure!(problem.code == ProblemCode::Busy, "{problem}");
+    ensure!(it.lab.server.log().contains("another key of this name"), "{}", it.lab.server.log());
+    let said = it.fails(&["keys", "test", "--times", "1"])?;
+    ensure!(said.contains("1 of these keys do not work"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn pkcs11_ca_without_the_token_of_its_secrets_says_busy_and_does_what_needs_none() -> Result<()> {
+    let mut it = TokenLab::with_secrets()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 3)?;
+    let certified = Device::new(&tpms[0])?;
+    it.lab.provision(&certified, &[])?;
+    let shared = Device::new(&tpms[1])?;
+    it.lab.provision(&shared, &["--flow", "shared-key"])?;
+    let wanting = Wanting::new(&it, &tpms[2])?;
+    let taken = it.hsm.take_out(0)?;
+    // What a worker knows it keeps, also when it rereads its files.
+    it.lab.reload()?;
+    let evidence = || wanting.device.evidence();
+    let reply = it.client()?.ask(RequestBody::Challenge(evidence()?))?;
+    ensure!(matches!(reply, ReplyBody::Challenge(_)), "{reply:?}");
+    it.lab.server.restart()?;
+    let mut client = it.client()?;
+    for _ in 0..3 {
+        let asked = Instant::now();
+        match client.ask(RequestBody::Challenge(evidence()?))? {
+            ReplyBody::Problem(problem) if problem.code == ProblemCode::Busy => {
+                ensure!(problem.detail.contains("a secret of the CA"), "{problem}");
+                ensure!(problem.retry_after.is_some(), "{problem}");
+            }
+            other => bail!("{other:?}"),
+        }
+        wanting.is_sent_away(&mut client)?;
+        ensure!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    }
+    run(&mut certified.publish(&it.lab.dir, &it.lab.server, "telemetry", "21.5")?)?;
+    let token = shared.publish(&it.lab.dir, &it.lab.server, "telemetry", "21.5")?.output()?;
+    ensure!(!token.status.success(), "nobody knows whether the token is good");
+    taken.put_back()?;
+    wait_long("the secrets are there", Duration::from_secs(25), || {
+        thread::sleep(Duration::from_millis(300));
+        let ask = || it.client()?.ask(RequestBody::Challenge(evidence()?));
+        matches!(ask(), Ok(ReplyBody::Challenge(_)))
+    })?;
+    run(&mut shared.publish(&it.lab.dir, &it.lab.server, "telemetry", "21.5")?).map(drop)
+}
+
+#[test]
 fn pkcs11_token_that_is_taken_out_means_busy_until_it_is_back() -> Result<()> {
     let it = TokenLab::open()?;
     let tpms = trusted_vendor()?.devices(EkKind::P256, 2)?;
@@ -676,6 +798,14 @@ fn pkcs11_key_in_the_tpm_of_the_ca_certifies_devices() -> Result<()> {
     for arguments in [
         &["init"][..],
         &["addtoken", "--pid", "1", "--label", "ca", "--sopin", "1357", "--userpin", SoftHsm::PIN],
+        &[
+            "addkey",
+            "--label=ca",
+            "--userpin",
+            SoftHsm::PIN,
+            "--algorithm=hmac:sha256",
+            "--key-label=ticket",
+        ],
     ] {
         let mut ptool = tool("tpm2_ptool")?;
         ptool.args(arguments).envs(environment).env("TPM2TOOLS_TCTI", manager.tcti());
@@ -687,6 +817,17 @@ fn pkcs11_key_in_the_tpm_of_the_ca_certifies_devices() -> Result<()> {
     let dir = AssayDir::init_with(&["--issuing-key", &uri], &environment)?;
     dir.trust(&trusted_vendor()?)?;
     let lab = Lab { server: AssayServer::start_with(&dir, &environment)?, dir };
+    // Its library makes no HMAC keys (C_GenerateKey), and uses those that tpm2_ptool made.
+    let rotate = |key: &str| -> Result<_> {
+        let mut rotate = lab.dir.assay(&["keys", "rotate", "ticket", "--from", "now"])?;
+        Ok(rotate.args(["--key", key]).envs(environment).output()?)
+    };
+    let refused = rotate(&uri)?;
+    let said = String::from_utf8(refused.stderr)?;
+    ensure!(!refused.status.success() && said.contains("the vendor's program"), "{said}");
+    let rotated = rotate(&format!("pkcs11:token=ca;object=ticket?module-path={module}"))?;
+    ensure!(rotated.status.success(), "{}", String::from_utf8(rotated.stderr)?);
+    lab.reload()?;
     let tpms = trusted_vendor()?.devices(EkKind::P256, 2)?;
     for (tpm, flow) in tpms.iter().zip(["ticket", "sealed"]) {
         let device = Device::new(tpm)?;

@@ -302,7 +302,11 @@ pub(crate) fn wait_for(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
     wait_long(what, Duration::from_secs(10), is_so)
 }
 
-pub(crate) fn wait_long(what: &str, within: Duration, is_so: impl Fn() -> bool) -> Result<()> {
+pub(crate) fn wait_long(
+    what: &str,
+    within: Duration,
+    mut is_so: impl FnMut() -> bool,
+) -> Result<()> {
     let deadline = Instant::now() + within;
     while !is_so() {
         ensure!(Instant::now() < deadline, "not: {what}");

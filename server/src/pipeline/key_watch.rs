@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio::sync::watch;
+use tracing::debug;
 
 use super::Outfit;
 use crate::ca::Ca;
@@ -40,7 +41,7 @@ impl KeyWatch {
         loop {
             let ca = Arc::clone(&outfit.borrow_and_update().ca);
             self.attempt(|| sign(&ca, gate));
-            let next = Instant::now() + PERIOD;
+            let next = Instant::now() + if self.misses_one() { AGAIN } else { PERIOD };
             while Instant::now() < next && !outfit.has_changed().unwrap_or(false) {
                 if stopped.recv_timeout(POLL) != Err(RecvTimeoutError::Timeout) {
                     return;
@@ -65,11 +66,17 @@ fn sign(ca: &Ca, gate: &Gate) -> bool {
     let Some(now) = gate.now() else { return true };
     let needed = ca.issuers.all().iter().map(|it| &it.issuer).filter(|it| it.not_after() > now);
     // Each is tried, so that the log speaks of each.
-    needed.filter(|issuer| issuer.try_key().is_err()).count() == 0
+    let missing = needed.filter(|issuer| issuer.try_key().is_err()).count();
+    let fetched = ca.fetch_secrets().inspect_err(|error| {
+        debug!(error = %format!("{error:#}"), "a secret of the CA is missing");
+    });
+    missing == 0 && fetched.is_ok()
 }
 
 /// How often keys are tried. It costs a token in the cloud some 250,000 signatures a month.
 const PERIOD: Duration = Duration::from_secs(10);
+/// The same, while one does not sign. Its token is opened again within ten seconds.
+const AGAIN: Duration = Duration::from_secs(2);
 /// How late a reload or the end is noticed.
 const POLL: Duration = Duration::from_millis(250);
 /// The slowest smart cards take a second or two. Whoever asks waits for five.

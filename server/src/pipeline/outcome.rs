@@ -6,6 +6,7 @@ use assay_wire::{EkId, Problem, ProblemCode, ReplyBody};
 
 use super::decision_log::DecisionLog;
 use super::job::Job;
+use crate::shared_secrets::SecretAway;
 
 /// What is new for a device.
 pub struct Issued {
@@ -64,6 +65,9 @@ pub(super) enum Refusal {
     /// Our fault. The device learns no more than that.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Our fault. The device is told to come again.
+    #[error(transparent)]
+    SecretAway(#[from] SecretAway),
 }
 
 impl From<Failure> for Refusal {
@@ -82,6 +86,7 @@ impl Refusal {
             Self::Rejection(rejection) => rejection.problem(),
             // Whoever holds the key says once what is wrong.
             Self::Fault(Fault::KeyAway) => key_away(),
+            Self::SecretAway(_) => secret_away(),
             Self::Fault(_) | Self::Store(_) => {
                 log.fault("the CA failed", self);
                 internal()
@@ -108,6 +113,12 @@ pub(super) fn a_key_is_away() -> Problem {
 /// The answer while the issuing key is elsewhere and does not sign.
 pub(super) fn key_away() -> Problem {
     let detail = "the key that signs certificates cannot be reached";
+    Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_INTERNAL_S)
+}
+
+/// The answer until a token has derived a secret of the CA.
+fn secret_away() -> Problem {
+    let detail = "a secret of the CA, which is in a token, cannot be reached";
     Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_INTERNAL_S)
 }
 

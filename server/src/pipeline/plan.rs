@@ -106,7 +106,7 @@ impl Planner {
                     records,
                     active.as_ref(),
                     waiting,
-                    &ca.ticket_keys,
+                    ca.ticket_keys.get()?,
                     &ca.profile,
                     &ca.issuers,
                     now,
@@ -147,7 +147,7 @@ impl Planner {
                     records,
                     active.as_ref(),
                     waiting,
-                    &ca.ticket_keys,
+                    ca.ticket_keys.get()?,
                     &ca.profile,
                     &ca.issuers,
                     now,
@@ -163,7 +163,7 @@ impl Planner {
                 )?;
                 let basis = of_waiting(&sealed, now);
                 let confirming =
-                    Confirming::plan(confirmation.clone(), sealed, &ca.ticket_keys, now)?;
+                    Confirming::plan(confirmation.clone(), sealed, ca.ticket_keys.get()?, now)?;
                 about.device = Some(Whom::Proven(confirming.device_id().clone()));
                 Plan::Confirm(confirming, basis)
             }
@@ -197,7 +197,7 @@ impl Planner {
                     proof,
                     records,
                     waiting,
-                    &ca.ticket_keys,
+                    ca.ticket_keys.get()?,
                     &ca.profile,
                     &ca.issuers,
                     now,
@@ -209,7 +209,8 @@ impl Planner {
                 let (ek, sha256) = (evidence.ek_id(), evidence.certificate_sha256());
                 let waiting = self.store.sealed_certificate(&ek, sha256, now)?;
                 let basis = of_waiting(&waiting, now);
-                let adopting = Adopting::plan(evidence, waiting, &ca.scope, &ca.ticket_keys, now)?;
+                let adopting =
+                    Adopting::plan(evidence, waiting, &ca.scope, ca.ticket_keys.get()?, now)?;
                 about.device = Some(Whom::Proven(adopting.device_id().clone()));
                 Plan::Adopt(adopting, basis)
             }
