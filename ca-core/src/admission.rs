@@ -5,7 +5,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::Rejection;
 use crate::ek::assurance::Assurance;
-use crate::ek::model::TpmModel;
+use crate::ek::facts::EkFacts;
 use crate::ek::trust::TrustedEk;
 use crate::groups::{Answer, Applicant, Comer, Groups, Place, Unadmitted};
 use crate::profile::Offered;
@@ -109,12 +109,13 @@ impl Admission<'_> {
     ) -> Result<Option<Place>, Rejection> {
         let refused = |reason| Rejection::NotAdmitted { ek: ek.ek_id(), reason };
         let is_enrolled = records.enrolment.is_some();
-        let (tpm, issuers) = (ek.tpm(), ek.issuers());
-        let comer = Comer { ek: ek.ek_id(), tpm, issuers, is_enrolled };
+        let on_record = records.enrolment.as_ref().and_then(|enrolment| enrolment.facts.as_ref());
+        let facts = ek.facts().or(on_record);
+        let comer = Comer { ek: ek.ek_id(), facts, is_enrolled };
         let new = flow.filter(|_| records.registration.is_none());
         let Some(group) = self.groups.of(&comer) else {
             return match new {
-                Some(_) => Err(refused(Unadmitted::NoGroup(describe(ek.tpm())))),
+                Some(_) => Err(refused(Unadmitted::NoGroup(describe(facts)))),
                 None => Ok(None),
             };
         };
@@ -139,8 +140,7 @@ impl Admission<'_> {
         if group.answer == Answer::Ask && !is_enrolled {
             return Err(Rejection::Pending(Box::new(Applicant {
                 ek_id: ek.ek_id(),
-                vendor: ek.vendor().map(str::to_owned),
-                tpm: ek.tpm().cloned(),
+                facts: facts.cloned().unwrap_or_default(),
                 flow,
                 device_id: ek.requested_device_id().cloned(),
                 waited: self.waits_since.map_or(Duration::ZERO, |since| self.now - since),
@@ -151,8 +151,8 @@ impl Admission<'_> {
 }
 
 /// The TPM, for people who look for the group that it should be in.
-fn describe(tpm: Option<&TpmModel>) -> String {
-    tpm.map_or_else(
+fn describe(facts: Option<&EkFacts>) -> String {
+    facts.and_then(|facts| facts.tpm.as_ref()).map_or_else(
         || "no vendor's certificate says what TPM it is in".to_owned(),
         |tpm| {
             format!(

@@ -7,6 +7,7 @@ use assay_wire::{DeviceId, EkId, Flow};
 use time::{Duration, OffsetDateTime};
 
 use crate::ek::ca_key::CaKey;
+use crate::ek::facts::EkFacts;
 use crate::ek::model::TpmModel;
 use crate::hex;
 
@@ -66,9 +67,9 @@ impl FromStr for Answer {
 /// Which EKs a group is for: those for which every condition holds. A list that is empty is no
 /// condition; of the others, one entry must fit.
 ///
-/// Model, manufacturer and firmware are those of an EK certificate that leads to a trusted vendor
-/// (TCG EK Credential Profile 2.5, 3.1.2). An EK that is trusted for its enrolment alone has none
-/// of them, and no issuer.
+/// Issuer, manufacturer, model and firmware are those of an EK certificate that leads to a trusted
+/// vendor (TCG EK Credential Profile 2.5, 3.1.2). An enrolled EK without a certificate has those
+/// that are [on record](EkFacts) with its enrolment, if there are any.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conditions {
     /// The keys of CAs: one of them is on the path from the EK certificate to the anchor.
@@ -104,10 +105,8 @@ pub struct Terms {
 pub struct Applicant {
     /// The EK.
     pub ek_id: EkId,
-    /// The subject of the anchor that its certificate leads to.
-    pub vendor: Option<String>,
-    /// The TPM that the certificate names.
-    pub tpm: Option<TpmModel>,
+    /// What its certificate says of its TPM.
+    pub facts: EkFacts,
     /// The flow that was asked for.
     pub flow: Flow,
     /// The device id that was asked for.
@@ -266,7 +265,7 @@ impl Conditions {
     /// The longest model, in bytes: certificates have some ten.
     pub const MAX_MODEL: usize = 64;
 
-    /// Whether they hold for no EK without a vendor's certificate.
+    /// Whether they hold for no EK of which nothing is known from a certificate.
     pub fn need_a_certificate(&self) -> bool {
         let Self { issuers, manufacturers, models, firmware, .. } = self;
         let are_empty = issuers.is_empty() && manufacturers.is_empty() && models.is_empty();
@@ -275,7 +274,9 @@ impl Conditions {
 
     fn hold(&self, comer: &Comer<'_>) -> bool {
         let Self { issuers, manufacturers, models, firmware, enrolled, eks } = self;
-        let Comer { ek, tpm, issuers: path, is_enrolled } = comer;
+        let Comer { ek, facts, is_enrolled } = comer;
+        let tpm = facts.and_then(|facts| facts.tpm.as_ref());
+        let path = facts.map_or(&[][..], |facts| &facts.issuers);
         let of_tpm = |fits: &dyn Fn(&TpmModel) -> bool| tpm.is_some_and(fits);
         (issuers.is_empty() || issuers.iter().any(|issuer| path.contains(issuer)))
             && (manufacturers.is_empty()
@@ -294,8 +295,7 @@ impl Conditions {
 /// What conditions are about.
 pub(crate) struct Comer<'a> {
     pub(crate) ek: EkId,
-    pub(crate) tpm: Option<&'a TpmModel>,
-    pub(crate) issuers: &'a [CaKey],
+    pub(crate) facts: Option<&'a EkFacts>,
     pub(crate) is_enrolled: bool,
 }
 

@@ -102,6 +102,7 @@ pub use ek::assurance::{Assurance, UnknownAssurance};
 pub use ek::ca_key::{CaKey, NotACaKey};
 pub use ek::container::{ContainerError, certificates_in};
 pub use ek::evidence::{EkEvidence, Evidence, ParentEvidence};
+pub use ek::facts::EkFacts;
 pub use ek::file::{CertificateSummary, EkFileError, EkIdentity, RecognisedAs};
 pub use ek::model::TpmModel;
 pub use ek::trust::{EkCheck, TrustedEk};

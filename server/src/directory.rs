@@ -26,6 +26,7 @@ use crate::backup_file::is_plain;
 use crate::ca::Ca;
 use crate::dated;
 use crate::expiry::ends_of;
+use crate::hook::Hook;
 use crate::issuing_files::{self, Files, IssuingName, PENDING, URIS};
 use crate::issuing_keys::{KeptKey, MadeIssuing, TokenPlace};
 use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours, pem_of};
@@ -61,6 +62,17 @@ pub struct Config {
     pub retention: Retention,
     /// The PostgreSQL with the CA's record; `None` if the record is in a file.
     postgres: Option<PostgresAddress>,
+    /// The operator's own service, which is asked about each device.
+    hook: Option<HookAddress>,
+}
+
+/// A service; files are in the CA's directory unless they have a path of their own.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HookAddress {
+    url: String,
+    ca: PathBuf,
+    secret_file: PathBuf,
 }
 
 /// A PostgreSQL; files are in the CA's directory unless they have a path of their own.
@@ -127,12 +139,18 @@ impl Directory {
     /// The settings name a file in this directory by a name that no other directory may have.
     pub fn files(&self) -> Result<Vec<(String, PathBuf)>> {
         let mut names = self.own_files()?;
-        for file in self.config.postgres.iter().flat_map(|it| [&it.ca, &it.password_file]).flatten()
+        let store = self.config.postgres.iter().flat_map(|it| [&it.ca, &it.password_file]);
+        let hook = self.config.hook.iter().flat_map(|it| [&it.ca, &it.secret_file]);
+        for (section, file) in
+            store.flatten().map(|it| ("store", it)).chain(hook.map(|it| ("hook", it)))
         {
             // One elsewhere stays there.
             if file.is_relative() {
                 let name = file.to_str().filter(|name| is_plain(name)).with_context(|| {
-                    format!("[store] names {}; put it into the directory itself", file.display())
+                    format!(
+                        "[{section}] names {}; put it into the directory itself",
+                        file.display()
+                    )
                 })?;
                 if !names.iter().any(|known| known == name) {
                     names.push(name.to_owned());
@@ -441,7 +459,18 @@ impl Directory {
             documents: self.credentials("worker").ok().and_then(|worker| {
                 ConfigurationSigner::new(&worker.chain, worker.key.secret_der()).ok()
             }),
+            hook: self.hook()?,
         })
+    }
+
+    /// The service that `assay.toml` names, if it names one.
+    fn hook(&self) -> Result<Option<Hook>> {
+        let Some(HookAddress { url, ca, secret_file }) = &self.config.hook else {
+            return Ok(None);
+        };
+        let [ca, secret] = [ca, secret_file].map(|file| self.path.join(file));
+        let hook = self.credentials("worker").and_then(|it| Hook::new(url, &ca, &secret, &it));
+        Ok(Some(hook.context("[hook] of assay.toml")?))
     }
 
     /// The certificate by which the root vouches for a new one, for devices.
@@ -916,6 +945,7 @@ impl Config {
             profile: profile.with_flows(flows).context("flows")?,
             retention: raw.store.retention.checked().context("store.retention")?,
             postgres: raw.store.address().context("store")?,
+            hook: raw.hook,
         })
     }
 }
@@ -930,6 +960,7 @@ struct RawConfig {
     certificates: RawCertificates,
     shared_keys: RawSharedKeys,
     store: RawStore,
+    hook: Option<HookAddress>,
 }
 
 #[derive(Deserialize)]
@@ -1031,6 +1062,7 @@ impl Default for RawConfig {
             certificates: RawCertificates::default(),
             shared_keys: RawSharedKeys::default(),
             store: RawStore::default(),
+            hook: None,
         }
     }
 }

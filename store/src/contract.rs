@@ -27,7 +27,9 @@ use crate::audit::{AuditEntry, AuditRow};
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
-use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::enrolments::{
+    EnrolError, EnrolResults, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement, Tenure,
+};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
 use crate::groups::GroupsVersion;
@@ -166,6 +168,20 @@ pub trait Store: Send {
     ///
     /// If the device id were free before the certificates are revoked, two devices would have it.
     fn remove(&mut self, ek: &EkId, now: OffsetDateTime) -> Result<Option<Removed>, StoreError>;
+
+    /// Gives a device another TPM, with the audit of that, in one transaction: the EK that holds the
+    /// device id is [removed](Self::remove) and disabled, and the new one is enrolled under that id.
+    ///
+    /// If it were done by halves, the old TPM and the new one would be one device at the same time,
+    /// or none.
+    fn replace(
+        &mut self,
+        replacement: &Replacement,
+        audit: &[AuditEntry],
+    ) -> Result<Result<Replaced, EnrolError>, StoreError>;
+
+    /// The EKs that were registered under a device id, the first one first, and the one that is.
+    fn history(&mut self, device: &DeviceId) -> Result<Vec<Tenure>, StoreError>;
 
     /// Disables or enables an EK, whether the CA knows it or not. Returns `false` if it was so
     /// before.

@@ -19,6 +19,7 @@ mod database;
 mod enrolments;
 mod epoch;
 mod error;
+mod facts;
 mod groups;
 mod identities;
 mod pending;
@@ -46,7 +47,8 @@ pub use contract::Store;
 pub use copy::{Progress, copy};
 pub use database::{Database, Status};
 pub use enrolments::{
-    EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags,
+    EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement,
+    Tags, Tenure,
 };
 pub use epoch::{Epoch, ListedAre, PublishedList, Raised, Restored, SharedKeys, TakenOver};
 pub use error::StoreError;

@@ -1,5 +1,6 @@
 //! Who is admitted: the operator's groups, in order.
 
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use assay_tests::{AssayDir, Device, EkKind, Swtpm, json, run, trusted_vendor};
 use serde_json::Value;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, ek_of};
 
 #[test]
 fn the_first_group_that_fits_decides_and_a_removed_one_stops_the_next_device_alone() -> Result<()> {
@@ -45,6 +46,43 @@ fn the_first_group_that_fits_decides_and_a_removed_one_stops_the_next_device_alo
     lab.assay(&["group", "add", "out", "--refuse"])?;
     lab.refused(&Device::new(first)?, &[], "group out refuses it")?;
     lab.audited("not-admitted").map(drop)
+}
+
+/// Otherwise whoever has such a TPM leaves its certificate out.
+#[test]
+fn enrolled_device_that_leaves_its_certificate_out_is_refused_by_what_it_said_before() -> Result<()>
+{
+    let lab = Lab::open()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 2)?;
+    let [enrolled_by_key, enrolled_by_file] = &tpms[..] else { unreachable!() };
+    for (tpm, content) in [
+        (enrolled_by_key, enrolled_by_key.ek_public_pem(EkKind::P256)?.into_bytes()),
+        (enrolled_by_file, enrolled_by_file.ek_certificate(EkKind::P256)?),
+    ] {
+        let file = tpm.work_dir().join("ek");
+        fs::write(&file, content)?;
+        lab.assay(&["enroll", "add", file.to_str().context("a path")?])?;
+    }
+    let leave_out = |tpm: &Swtpm| tpm.tpm2(&["nvundefine", "-C", "p", "0x01C0000A"]).map(drop);
+    let device = Device::new(enrolled_by_key)?;
+    let device_id = lab.provision(&device, &["--flow", "sealed"])?["device_id"].clone();
+    let show = lab.assay(&["enroll", "show", device_id.as_str().context("a device id")?])?;
+    let shown: Value = serde_json::from_slice(&show.stdout)?;
+    let manufacturer = shown["tpm"]["manufacturer"].as_str().context("a manufacturer")?;
+
+    let condition = ["--manufacturer", manufacturer, "--refuse", "--position", "1"];
+    lab.assay(&[&["group", "add", "flawed"], &condition[..]].concat())?;
+    for tpm in [enrolled_by_key, enrolled_by_file] {
+        leave_out(tpm)?;
+        for flow in ["ticket", "sealed", "shared-key"] {
+            let options = ["--ek", "p-256", "--flow", flow];
+            lab.refused(&Device::new(tpm)?, &options, "group flawed refuses it")?;
+        }
+    }
+    let said = String::from_utf8(device.renew(&lab.dir, &lab.server)?.output()?.stderr)?;
+    ensure!(said.contains("group flawed refuses it"), "{said}");
+    lab.assay(&["group", "remove", "flawed"])?;
+    lab.provision(&Device::new(enrolled_by_file)?, &["--ek", "p-256"]).map(drop)
 }
 
 #[test]
@@ -166,10 +204,4 @@ fn groups(dir: &AssayDir) -> Result<Vec<Value>> {
     let listed = run(&mut dir.assay(&["group", "list", "--json"])?)?.stdout;
     let rows = serde_json::Deserializer::from_slice(&listed).into_iter();
     rows.collect::<Result<_, _>>().context("`assay group list --json` writes JSON")
-}
-
-/// The id of the EK that a device with this TPM shows.
-fn ek_of(tpm: &Swtpm) -> Result<String> {
-    let ek = json(Device::new(tpm)?.ek()?.args(["--kind", "auto", "--json"]))?;
-    Ok(ek["ek_id"].as_str().context("an EK id")?.to_owned())
 }

@@ -17,6 +17,7 @@ mod fake_clock;
 mod fleet;
 mod groups;
 mod health;
+mod hook;
 mod identities;
 mod inspect;
 mod interoperability;

@@ -1,9 +1,9 @@
 //! Which EKs the operator's groups admit.
 
 use assay_ca_core::{
-    Admission, Admitted, Answer, Applicant, Conditions, FlowKind, Group, Groups, Offered, Records,
-    Registration, Rejection, RenewFlow, SealedFlow, Terms, TicketFlow, Unadmitted,
-    VendorCertificate,
+    Admission, Admitted, Answer, Applicant, Conditions, EkFacts, Enrolment, FlowKind, Group,
+    Groups, Offered, Records, Registration, Rejection, RenewFlow, SealedFlow, Terms, TicketFlow,
+    TpmModel, Unadmitted, VendorCertificate,
 };
 use assay_wire::{Flow, ProblemCode};
 use time::{Duration, OffsetDateTime};
@@ -131,6 +131,46 @@ fn enrolled_ek_without_a_vendors_certificate_has_no_vendor_in_any_condition() {
 }
 
 #[test]
+fn enrolled_ek_that_leaves_its_certificate_out_is_in_the_group_that_it_was_in() {
+    let mut gate = Gate::new();
+    gate.records.enrolment = Some(enrolled());
+    let shown = Ca::trusting(&gate.vendor).trust(&gate.device, None).unwrap();
+    gate.records.enrolment.as_mut().unwrap().facts = shown.facts().cloned();
+    let root = VendorCertificate::read(&gate.vendor.root).unwrap().ca_key();
+    let conditions: [&dyn Fn(&mut Conditions); 4] = [
+        &|it| it.manufacturers = list(MANUFACTURER),
+        &|it| it.models = vec![MODEL.into()],
+        &|it| it.firmware = Some(FIRMWARE.parse().unwrap()),
+        &|it| it.issuers = vec![root],
+    ];
+    for shows_one in [true, false] {
+        for condition in conditions {
+            assert!(gate.fits(condition), "{shows_one}");
+        }
+        let mut refuse = group("bad", Answer::Refuse);
+        refuse.conditions.models = vec![MODEL.into()];
+        let groups = vec![refuse, group("rest", Answer::Admit)];
+        let refused = gate.ask::<TicketFlow>(groups).unwrap_err();
+        assert!(matches!(refused, Rejection::NotAdmitted { .. }), "{refused}");
+        gate.device.ek_certificates.clear();
+    }
+}
+
+#[test]
+fn certificate_that_is_shown_counts_and_not_what_is_on_record() {
+    let mut gate = Gate::new();
+    let tpm = TpmModel {
+        manufacturer: MANUFACTURER.into(),
+        model: "Model 6".into(),
+        version: FIRMWARE.into(),
+    };
+    let facts = Some(EkFacts::of_file(Some(tpm)));
+    gate.records.enrolment = Some(Enrolment { facts, ..enrolled() });
+    assert!(gate.fits(|it| it.models = vec![MODEL.into()]));
+    assert!(!gate.fits(|it| it.models = vec!["Model 6".into()]));
+}
+
+#[test]
 fn the_first_group_that_fits_decides() {
     let gate = Gate::new();
     let mut others = group("others", Answer::Refuse);
@@ -150,10 +190,10 @@ fn an_ek_that_no_operator_has_approved_waits_and_an_enrolled_one_does_not() {
     let ask = || vec![group("vendors", Answer::Ask)];
     let refused = gate.ask::<SealedFlow>(ask()).unwrap_err();
     let Rejection::Pending(applicant) = &refused else { panic!("{refused}") };
-    let Applicant { ek_id, vendor, tpm, flow, device_id, waited } = &**applicant;
+    let Applicant { ek_id, facts, flow, device_id, waited } = &**applicant;
     assert_eq!(*ek_id, gate.device.evidence().ek.ek_id());
-    assert!(vendor.as_ref().unwrap().contains("Acme"), "{vendor:?}");
-    assert_eq!(tpm.as_ref().unwrap().model, MODEL);
+    assert!(facts.vendor.contains("Acme"), "{facts:?}");
+    assert_eq!(facts.tpm.as_ref().unwrap().model, MODEL);
     assert_eq!((*flow, device_id.as_ref().unwrap().as_str()), (Flow::Sealed, "pump-17"));
     assert_eq!(*waited, Duration::ZERO);
     let problem = refused.problem();

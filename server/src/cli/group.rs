@@ -252,8 +252,8 @@ fn tell(groups: &Groups, name: &GroupName) -> Result<()> {
     let group = groups.get(name)?;
     if group.answer == Answer::Refuse && group.conditions.need_a_certificate() {
         eprintln!(
-            "an EK on the enrolment list needs no certificate, and this group is not for one that \
-             shows none: for such a device, --ek or `assay enroll disable`"
+            "an EK on the enrolment list needs no certificate, and this group is not for one of \
+             which the CA never saw any: for such a device, --ek or `assay enroll disable`"
         );
     }
     Ok(())

@@ -89,6 +89,12 @@ pub(crate) fn audit(
                 format!("approved by {}{due}", decision.client)
             }
             _ if decision.action == "turn-away" => format!("disabled by {}", decision.client),
+            (_, _, Some(due)) if decision.action == "replaced" => {
+                format!("removed and disabled by {}: {due} has another TPM", decision.client)
+            }
+            (_, _, Some(due)) if decision.action == "replace" => {
+                format!("enrolled by {} as the next TPM of {due}", decision.client)
+            }
             (_, _, Some(due)) => format!("granted, for this EK's TPM to prove that it is {due}"),
             _ => "granted".into(),
         };

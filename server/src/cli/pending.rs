@@ -109,16 +109,18 @@ fn list_all(store: &mut dyn Store, json: bool) -> Result<()> {
         return Ok(());
     }
     let rows = rows.into_iter().map(|PendingRow { waiting, first_seen }| {
+        let tpm = waiting.facts.tpm.map(|tpm| [tpm.manufacturer, tpm.model, tpm.version]);
+        let [manufacturer, model, firmware] = tpm.unwrap_or_else(|| [(); 3].map(|()| "-".into()));
         [
             waiting.ek_id.to_string()[..table::SHORT_ID].to_owned(),
-            waiting.manufacturer,
-            waiting.model,
-            waiting.firmware,
+            manufacturer,
+            model,
+            firmware,
             rfc3339::seconds(first_seen),
             rfc3339::seconds(waiting.asked_at.unix_timestamp()),
             waiting.flow.to_string(),
             waiting.device_id.map_or_else(|| "-".into(), |id| id.to_string()),
-            waiting.vendor,
+            waiting.facts.vendor,
         ]
     });
     table::print(

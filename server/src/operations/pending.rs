@@ -44,7 +44,8 @@ impl Selection {
         let is_meant = |row: &PendingRow| {
             self.all
                 || self.manufacturer.is_some_and(|wanted| {
-                    row.waiting.manufacturer.parse() == Ok::<_, assay_ca_core::GroupError>(wanted)
+                    let tpm = row.waiting.facts.tpm.as_ref();
+                    tpm.and_then(|tpm| tpm.manufacturer.parse().ok()) == Some(wanted)
                 })
         };
         for row in waiting {
@@ -154,6 +155,7 @@ pub fn approve(
             plain_srk: None,
             disabled: None,
             tags: Tags::new(),
+            facts: Some(waiting.facts.clone()),
             added_at: now,
         });
     }

@@ -141,9 +141,19 @@ impl Unsigned {
         self.about.ek_id.filter(|_| signs_elsewhere).map(|ek| (ek, standing))
     }
 
+    /// Whom it is about.
+    pub(super) fn about(&self) -> &About {
+        &self.about
+    }
+
     /// Whom it is about, for whoever does not sign it.
     pub(super) fn into_about(self) -> About {
         self.about
+    }
+
+    /// For whoever has it planned again.
+    pub(super) fn into_examination(self) -> Examination {
+        self.examination
     }
 
     /// The second part of [`decide`]. This may be slow if a key is elsewhere.

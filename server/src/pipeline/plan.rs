@@ -16,10 +16,12 @@ use assay_wire::{Bytes, Configuration, EkId, MAX_SIGNED_CONFIGURATION};
 use time::OffsetDateTime;
 use tracing::warn;
 
+use super::authorise::Asking;
 use super::examine::Examined;
 use super::outcome::{About, Refusal};
 use crate::anchors::read_anchors;
 use crate::ca::Ca;
+use crate::hook::Wish;
 use crate::random::random;
 
 /// What a request leads to, as far as the record allows it now.
@@ -85,7 +87,7 @@ impl Planner {
             Examined::Challenge(offered, evidence, instead) => {
                 let Basis { snapshot, .. } =
                     self.due(&evidence.ek, IkInQuestion::None, WaitingInQuestion::None, now)?;
-                let ek = self.trust(&evidence.ek, &snapshot, now)?;
+                let ek = self.trust(ca, &evidence.ek, &snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
                 let admission = self.admission(&snapshot, now)?;
                 let admitted = Admitted::decide(*offered, ek, &snapshot.records, &admission)?;
@@ -135,7 +137,7 @@ impl Planner {
             Examined::Enroll(offered, evidence) => {
                 let ik = evidence.claimed_ik_id().into();
                 let basis = self.due(&evidence.ek, ik, WaitingInQuestion::OfIk, now)?;
-                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let admission = self.admission(&basis.snapshot, now)?;
@@ -170,7 +172,7 @@ impl Planner {
             Examined::Register(offered, evidence) => {
                 let none = WaitingInQuestion::None;
                 let basis = self.due(&evidence.ek, IkInQuestion::None, none, now)?;
-                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let (parent, records) = (evidence.parent()?, &basis.snapshot.records);
                 let admission = self.admission(&basis.snapshot, now)?;
                 let admitted = Admitted::decide(*offered, ek, records, &admission)?;
@@ -184,7 +186,7 @@ impl Planner {
             Examined::Renew(evidence) => {
                 let of_ik = WaitingInQuestion::OfIk;
                 let basis = self.due(&evidence.ek, IkInQuestion::OfActive, of_ik, now)?;
-                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let (offered, admission) =
                     (Offered::<RenewFlow>::ALWAYS, self.admission(&basis.snapshot, now)?);
@@ -203,6 +205,9 @@ impl Planner {
                     now,
                     &mut random(),
                 )?;
+                // What it has already, it gets again.
+                let asking = about.asking.take().filter(|_| renewing.is_new());
+                about.asking = asking.map(|asking| Asking { wish: Wish::Renew, ..asking });
                 Plan::Renew(Box::new(renewing), basis)
             }
             Examined::Adopt(evidence) => {
@@ -297,9 +302,11 @@ impl Planner {
 
     fn trust(
         &mut self,
+        ca: &Ca,
         evidence: &EkEvidence,
         snapshot: &Snapshot,
         now: OffsetDateTime,
+        about: &mut About,
     ) -> Result<TrustedEk, Refusal> {
         if snapshot.anchors != self.anchors_version {
             // They may be newer than the snapshot. Then the basis is stale, and the next plan reads
@@ -308,7 +315,19 @@ impl Planner {
             self.anchors_version = snapshot.anchors;
         }
         let enrolment = snapshot.records.enrolment.as_ref();
-        Ok(TrustedEk::verify(evidence, &self.anchors, enrolment, now)?)
+        let ek = TrustedEk::verify(evidence, &self.anchors, enrolment, now)?;
+        if let Some(enrolment) = enrolment
+            && ek.facts().is_some_and(|shown| enrolment.facts.as_ref() != Some(shown))
+        {
+            about.facts = ek.facts().cloned();
+        }
+        if ca.hook.is_some() {
+            let is_new = snapshot.records.registration.is_none();
+            let wish = if is_new { Wish::Admit } else { Wish::Recover };
+            let on_record = enrolment.and_then(|enrolment| enrolment.facts.as_ref());
+            about.asking = Some(Asking { wish, facts: ek.facts().or(on_record).cloned() });
+        }
+        Ok(ek)
     }
 
     fn admission(

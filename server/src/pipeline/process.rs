@@ -6,24 +6,25 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use assay_wire::{EkId, ReplyBody};
+use assay_wire::ReplyBody;
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::watch;
 use tracing::debug;
 
 use super::Outfit;
+use super::authorise::{BeingAsked, ToAuthorise, is_being_asked};
 use super::decide::{self, Examination, Outcome, Step, Unsigned};
 use super::decision_log::DecisionLog;
 use super::job::Job;
 use super::key_watch::KeyWatch;
 use super::outbox::Outbox;
-use super::outcome::{About, a_key_is_away, internal, not_now};
+use super::outcome::{About, a_key_is_away, busy, internal, not_now};
 use super::plan::Planner;
 use super::planned::Planned;
 use super::pulse::Pulse;
 use super::queues::{Queues, Work};
 use super::record::{Write, announce};
-use super::signatures::{Placed, Signatures, Standing, ToBeSigned};
+use super::signatures::{Placed, Signatures, ToBeSigned};
 use crate::ca::Ca;
 use crate::clock::Gate;
 
@@ -33,10 +34,15 @@ pub(super) struct Ends {
     pub(super) jobs: Queues<Receiver<Box<Job>>>,
     pub(super) again: Receiver<Box<Planned>>,
     pub(super) pulses: Receiver<Pulse>,
-    pub(super) unsigned: Signatures<Box<ToSign>>,
+    pub(super) doubtful: Sender<Box<ToAuthorise>>,
+    pub(super) being_asked: BeingAsked,
+    pub(super) signers: Signers,
     pub(super) decided: Decided,
     pub(super) gate: Arc<Gate>,
 }
+
+/// Those who sign with keys that are elsewhere.
+pub(super) type Signers = Signatures<Box<ToSign>>;
 
 /// Where decisions go.
 #[derive(Clone)]
@@ -104,34 +110,63 @@ fn decide(
     attempts: u32,
 ) {
     let (decided, log) = (&ends.decided, &ends.decided.log);
-    let step = caught(&job, log, || {
-        match decide::plan(planner, &ca, &job.received, examination, log) {
-            Step::Unsigned(unsigned) => match unsigned.waits_for_a_key() {
-                Some(place) => Next::Sign(unsigned, place),
-                // Nobody else waits meanwhile.
-                None => Next::Take(Box::new(unsigned.sign(&ca, job.received.at, log))),
-            },
-            Step::Decided(done) => Next::Take(done),
+    let step = caught(&job, log, || decide::plan(planner, &ca, &job.received, examination, log));
+    match step.unwrap_or_else(|| Step::refused(internal(), About::unreadable())) {
+        Step::Unsigned(unsigned) if unsigned.about().asking.is_some() => {
+            authorise(ends, ca, job, unsigned, attempts);
         }
-    });
-    let refused = || Next::Take(Box::new((Outcome::Refused(internal()), About::unreadable())));
-    match step.unwrap_or_else(refused) {
-        Next::Take(done) => decided.take(ca, job, done.0, done.1, attempts),
-        Next::Sign(unsigned, (ek, standing)) => {
-            let to_sign = Box::new(ToSign { ca, job, unsigned, attempts });
-            if let Err((to_sign, problem)) = ends.unsigned.put(to_sign, ek, standing) {
+        step => ends.signers.finish(ca, job, step, attempts, decided),
+    }
+}
+
+/// Has the operator's own service asked about a request.
+fn authorise(ends: &Ends, ca: Arc<Ca>, job: Job, unsigned: Box<Unsigned>, attempts: u32) {
+    let refuse = |ca, job, unsigned: Box<Unsigned>, problem| {
+        let about = unsigned.into_about();
+        ends.decided.take(ca, job, Outcome::Refused(problem), about, attempts);
+    };
+    let place = unsigned.about().ek_id.and_then(|ek| ends.being_asked.take(ek));
+    let Some(place) = place else { return refuse(ca, job, unsigned, is_being_asked()) };
+    let to_authorise = ToAuthorise { ca, job, unsigned, attempts, place };
+    if let Err(error) = ends.doubtful.try_send(Box::new(to_authorise)) {
+        let ToAuthorise { ca, job, unsigned, .. } = *error.into_inner();
+        refuse(ca, job, unsigned, busy(RETRY_AFTER_QUESTIONS_S));
+    }
+}
+
+impl Signers {
+    /// Signs what needs a key of ours at once: nobody else waits meanwhile. Has the rest signed.
+    pub(super) fn finish(
+        &self,
+        ca: Arc<Ca>,
+        job: Job,
+        step: Step,
+        attempts: u32,
+        decided: &Decided,
+    ) {
+        let (at, log) = (job.received.at, &decided.log);
+        let unsigned = match step {
+            Step::Unsigned(unsigned) => unsigned,
+            Step::Decided(done) => {
+                let (outcome, about) = *done;
+                return decided.take(ca, job, outcome, about, attempts);
+            }
+        };
+        match unsigned.waits_for_a_key() {
+            None => {
+                let (outcome, about) = caught(&job, log, || unsigned.sign(&ca, at, log))
+                    .unwrap_or_else(|| (Outcome::Refused(internal()), About::unreadable()));
+                decided.take(ca, job, outcome, about, attempts);
+            }
+            Some((ek, standing)) => {
+                let to_sign = Box::new(ToSign { ca, job, unsigned, attempts });
+                let Err((to_sign, problem)) = self.put(to_sign, ek, standing) else { return };
                 let ToSign { ca, job, unsigned, attempts } = *to_sign;
                 let about = unsigned.into_about();
                 decided.take(ca, job, Outcome::Refused(problem), about, attempts);
             }
         }
     }
-}
-
-/// Where a request goes.
-enum Next {
-    Take(Box<(Outcome, About)>),
-    Sign(Box<Unsigned>, (EkId, Standing)),
 }
 
 /// `None` after a panic, which would be a bug of ours. But if a stranger's bytes cause one, that
@@ -142,8 +177,16 @@ fn caught<T>(job: &Job, log: &DecisionLog, work: impl FnOnce() -> T) -> Option<T
 }
 
 impl Decided {
-    fn take(&self, ca: Arc<Ca>, job: Job, outcome: Outcome, about: About, attempts: u32) {
+    pub(super) fn take(
+        &self,
+        ca: Arc<Ca>,
+        job: Job,
+        outcome: Outcome,
+        mut about: About,
+        attempts: u32,
+    ) {
         let Self { writes, outbox, log, keys } = self;
+        let learnt = about.take_facts();
         match outcome {
             Outcome::Pong => {
                 debug!(client = %job.received.client, "ping answered");
@@ -178,8 +221,15 @@ impl Decided {
                 _ = writes.send(Write::Planned(Box::new(planned)));
             }
         }
+        // Last, so that no plan is stale because of it.
+        if let Some((ek, facts)) = learnt {
+            _ = writes.send(Write::Learn(ek, Box::new(facts)));
+        }
     }
 }
+
+/// Most services answer within a second, and eight are asked at once.
+const RETRY_AFTER_QUESTIONS_S: u32 = 5;
 
 #[cfg(test)]
 mod tests {
@@ -217,7 +267,9 @@ mod tests {
                 jobs: Queues::new().1,
                 again: planned,
                 pulses: never(),
-                unsigned: Signatures::new().0,
+                doubtful: unbounded().0,
+                being_asked: BeingAsked::default(),
+                signers: Signatures::new().0,
                 decided: Decided {
                     writes: unbounded().0,
                     outbox,

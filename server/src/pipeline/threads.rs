@@ -8,6 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{self as channel, RecvTimeoutError};
 use tokio::sync::Notify;
 
+use super::authorise::{BeingAsked, QUESTIONS};
 use super::decision_log::DecisionLog;
 use super::job::Job;
 use super::key_watch::KeyWatch;
@@ -18,8 +19,9 @@ use super::pulse::Heart;
 use super::queues::{QUEUE, Queues};
 use super::record::Pruning;
 use super::signatures::Signatures;
-use super::{WorkerConfig, WorkerError, checkpointer, herald, record};
+use super::{WorkerConfig, WorkerError, authorise, checkpointer, herald, record};
 use crate::clock::Look;
+use crate::hook::ASKERS;
 
 /// The threads, and the sending ends of the channels that they wait at.
 pub(super) struct Threads {
@@ -65,7 +67,9 @@ impl Threads {
         let keys = KeyWatch::default();
         let decided =
             Decided { writes, outbox: outbox.clone(), log: log.clone(), keys: keys.clone() };
-        let (unsigned, to_sign) = Signatures::new();
+        let (signers, to_sign) = Signatures::new();
+        let (doubtful, to_authorise) = channel::bounded(QUESTIONS);
+        let being_asked = BeingAsked::default();
 
         for (n, pulses) in pulses.into_iter().enumerate() {
             let planner = Planner::open(store()?)?;
@@ -74,13 +78,23 @@ impl Threads {
                 jobs: jobs.clone(),
                 again: stale.clone(),
                 pulses,
-                unsigned: unsigned.clone(),
+                doubtful: doubtful.clone(),
+                being_asked: being_asked.clone(),
+                signers: signers.clone(),
                 decided: decided.clone(),
                 gate: Arc::clone(&config.gate),
             };
             threads.spawn(format!("planner-{n}"), move || process::run(planner, &ends));
         }
-        drop(unsigned);
+        // A hook may be configured while the worker runs.
+        for n in 0..ASKERS {
+            let (database, to_authorise) = (config.database.clone(), to_authorise.clone());
+            let (decided, signers) = (decided.clone(), signers.clone());
+            threads.spawn(format!("asker-{n}"), move || {
+                authorise::run(&database, &to_authorise, &decided, &signers)
+            });
+        }
+        drop(signers);
         let (to_sign, taken) = (Arc::new(to_sign), Arc::new(AtomicUsize::new(0)));
         for n in 0..SIGNERS {
             let (to_sign, taken) = (Arc::clone(&to_sign), Arc::clone(&taken));

@@ -46,7 +46,9 @@ use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce}
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::contract::Store;
-use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::enrolments::{
+    EnrolError, EnrolResults, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement, Tenure,
+};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
 use crate::groups::GroupsVersion;
@@ -176,6 +178,18 @@ impl Store for Postgres {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         self.switch(ek, disabled, now)
+    }
+
+    fn replace(
+        &mut self,
+        replacement: &Replacement,
+        audit: &[AuditEntry],
+    ) -> Result<Result<Replaced, EnrolError>, StoreError> {
+        self.replace_ek(replacement, audit)
+    }
+
+    fn history(&mut self, device: &DeviceId) -> Result<Vec<Tenure>, StoreError> {
+        self.history_of(device)
     }
 
     fn retire_shared_key(&mut self, ek: &EkId) -> Result<bool, StoreError> {

@@ -9,6 +9,7 @@ use assay_wire::Scope;
 
 use super::audit::add_to_audit;
 use super::connection::Postgres;
+use super::enrolments::learn;
 use super::pending::ask;
 use super::scope::check_scope;
 use super::session::Session;
@@ -46,6 +47,11 @@ impl Postgres {
                 _ => None,
             });
             ask(session, &asked.collect::<Vec<_>>())?;
+            let learnt = entries.iter().filter_map(|entry| match &entry.act {
+                Act::Learn(ek, facts) => Some((*ek, facts.clone())),
+                _ => None,
+            });
+            learn(session, learnt)?;
             let done = entries.iter().zip(&recorded).filter(|(_, is)| **is == Recorded::Done);
             let audits: Vec<_> = done.filter_map(|(entry, _)| entry.audit.as_ref()).collect();
             add_to_audit(session, &audits)?;

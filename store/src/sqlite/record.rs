@@ -57,8 +57,10 @@ impl Transaction<'_> {
             }
             self.write(&write)?;
         }
-        if let Act::Ask(waiting) = &entry.act {
-            self.ask(waiting)?;
+        match &entry.act {
+            Act::Ask(waiting) => self.ask(waiting)?,
+            Act::Learn(ek, facts) => self.learn(ek, facts)?,
+            _ => {}
         }
         entry.audit.as_ref().map_or(Ok(()), |audit| self.audit(audit))?;
         Ok(Recorded::Done)
