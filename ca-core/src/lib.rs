@@ -108,7 +108,7 @@ pub use ek::model::TpmModel;
 pub use ek::trust::{EkCheck, TrustedEk};
 
 mod ik;
-pub use ik::BoundKey;
+pub use ik::{BoundKey, IkKind, UnknownIkKind};
 
 mod profile;
 pub use profile::{
@@ -125,7 +125,7 @@ pub use records::{
 mod groups;
 pub use groups::{
     Answer, Applicant, Conditions, EkPrefix, Firmware, Group, GroupError, GroupName, Groups,
-    Manufacturer, Place, Terms, Unadmitted,
+    Manufacturer, NamePattern, Naming, Place, Terms, Unadmitted,
 };
 
 mod admission;

@@ -14,6 +14,7 @@ use assay_ca_core::{
 };
 use assay_pkcs11::Tokens;
 use assay_wire::{DeviceId, Flow, Rights, Scope};
+use ipnet::IpNet;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -34,7 +35,7 @@ use crate::random::random;
 use crate::root_files::{self, Root};
 use crate::shared_secrets::{KeptSecret, SECRET_LEN, Shared, SharedSecret};
 use crate::staging::Staging;
-use assay_broker_plugin::embedded::Limits;
+use assay_broker_plugin::embedded::{Balancers, Limits};
 use assay_store::sqlite::Sqlite;
 use assay_store::{Database, IdentityRole, NewIdentity, PostgresSettings, Retention, Store};
 
@@ -56,6 +57,8 @@ pub struct Config {
     pub operational: SocketAddr,
     /// How much the built-in broker holds at once.
     pub limits: Limits,
+    /// Who passes connections on to the built-in broker, and says where they come from.
+    pub balancers: Balancers,
     /// What certificates look like, and which flows lead to one.
     pub profile: Profile,
     /// How long rows that nobody needs any more are kept.
@@ -942,6 +945,7 @@ impl Config {
             bootstrap: raw.broker.bootstrap,
             operational: raw.broker.operational,
             limits: raw.broker.limits.checked().context("broker.limits")?,
+            balancers: balancers(&raw.broker.balancers).context("broker.balancers")?,
             profile: profile.with_flows(flows).context("flows")?,
             retention: raw.store.retention.checked().context("store.retention")?,
             postgres: raw.store.address().context("store")?,
@@ -1023,7 +1027,24 @@ impl Default for RawRetention {
 struct RawBroker {
     bootstrap: SocketAddr,
     operational: SocketAddr,
+    balancers: Vec<String>,
     limits: RawLimits,
+}
+
+/// Those at these addresses, and in these networks.
+///
+/// # Errors
+/// One is neither; or this machine is among them, from which the worker connects without a header.
+fn balancers(texts: &[String]) -> Result<Balancers> {
+    let network = |text: &String| -> Result<IpNet> {
+        let alone = text.parse::<IpAddr>().map(IpNet::from);
+        let network = alone.or_else(|_| text.parse());
+        let network = network.with_context(|| format!("{text} is no address and no network"))?;
+        let is_ours = network.contains(&IpAddr::from(Ipv4Addr::LOCALHOST));
+        ensure!(!is_ours, "{text} has 127.0.0.1, from where the CA's own worker connects");
+        Ok(network)
+    };
+    Ok(Balancers::new(texts.iter().map(network).collect::<Result<_>>()?))
 }
 
 #[derive(Deserialize)]
@@ -1073,6 +1094,7 @@ impl Default for RawBroker {
         Self {
             bootstrap: everywhere(8883),
             operational: everywhere(8884),
+            balancers: Vec::new(),
             limits: RawLimits::default(),
         }
     }

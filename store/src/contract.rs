@@ -210,8 +210,8 @@ pub trait Store: Send {
     fn set_groups(&mut self, seen: GroupsVersion, groups: &Groups) -> Result<bool, StoreError>;
 
     /// Gives an EK a place in a group, or keeps the one that it has. Returns `false` if as many
-    /// have one as may. An EK keeps its place while it is registered or uses a shared key, and else
-    /// for 25 hours; and it loses it when it is [removed](Self::remove).
+    /// have one as may. An EK keeps its place while it is enrolled or registered or uses a shared
+    /// key, and else for 25 hours; and it loses it when it is [removed](Self::remove).
     ///
     /// With one place too many, a group has more devices than the operator allowed. One too few
     /// keeps a device out.

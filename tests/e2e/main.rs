@@ -5,6 +5,7 @@ mod access_broker;
 mod advice;
 mod backends;
 mod backup;
+mod balancer;
 mod broker_check;
 mod clock;
 mod commands;

@@ -2,8 +2,8 @@
 
 use assay_ca_core::{
     Admission, Admitted, Answer, Applicant, Conditions, EkFacts, Enrolment, FlowKind, Group,
-    Groups, Offered, Records, Registration, Rejection, RenewFlow, SealedFlow, Terms, TicketFlow,
-    TpmModel, Unadmitted, VendorCertificate,
+    Groups, IkKind, Offered, Profile, Records, Registration, Rejection, RenewFlow, SealedFlow,
+    Terms, TicketFlow, TpmModel, Unadmitted, VendorCertificate,
 };
 use assay_wire::{Flow, ProblemCode};
 use time::{Duration, OffsetDateTime};
@@ -53,10 +53,28 @@ impl Gate {
     }
 
     fn ask_for<F>(&self, offered: Offered<F>, groups: Vec<Group>) -> Result<(), Rejection> {
+        self.ask_with(offered, groups, None)
+    }
+
+    fn ask_with<F>(
+        &self,
+        offered: Offered<F>,
+        groups: Vec<Group>,
+        ik: Option<IkKind>,
+    ) -> Result<(), Rejection> {
+        self.admitted(offered, groups, ik).map(drop)
+    }
+
+    fn admitted<F>(
+        &self,
+        offered: Offered<F>,
+        groups: Vec<Group>,
+        ik: Option<IkKind>,
+    ) -> Result<Admitted<F>, Rejection> {
         let ek = Ca::trusting(&self.vendor).trust(&self.device, self.records.enrolment.as_ref())?;
         let groups = Groups::new(groups).unwrap();
-        let admission = Admission { groups: &groups, waits_since: None, now: self.at };
-        Admitted::decide(offered, ek, &self.records, &admission).map(drop)
+        let admission = Admission { groups: &groups, waits_since: None, ik, now: self.at };
+        Admitted::decide(offered, ek, &self.records, &admission)
     }
 
     /// Whether a group with these conditions is the EK's.
@@ -214,6 +232,42 @@ fn flows_of_a_group_are_the_only_ones() {
         gate.records = records;
         let refused = gate.ask::<SealedFlow>(vec![pumps.clone()]).unwrap_err();
         assert_eq!(refused.code(), ProblemCode::FlowNotOffered);
+    }
+}
+
+#[test]
+fn identity_keys_of_a_group_are_of_its_kinds_alone() {
+    let gate = Gate::new();
+    let asks = |ik, kinds: &[IkKind]| {
+        let mut group = group("bench", Answer::Admit);
+        group.terms.ik_kinds = kinds.to_vec();
+        gate.ask_with(offered::<TicketFlow>(), vec![group], ik)
+    };
+    for kind in IkKind::ALL {
+        assert!(asks(Some(kind), &[]).is_ok() && asks(Some(kind), &[kind]).is_ok());
+        let others: Vec<_> = IkKind::ALL.into_iter().filter(|other| *other != kind).collect();
+        let refused = asks(Some(kind), &others).unwrap_err();
+        assert!(matches!(
+            refused,
+            Rejection::NotAdmitted { reason: Unadmitted::IkKind { .. }, .. }
+        ));
+        // Where no key is certified, none is looked at.
+        assert!(asks(None, &others).is_ok());
+    }
+}
+
+#[test]
+fn certificates_of_a_group_are_valid_for_as_long_as_it_says() {
+    let gate = Gate::new();
+    let mut group = group("bench", Answer::Admit);
+    let lifetime = Some(Duration::days(2));
+    group.terms.lifetime = lifetime;
+    let admitted = gate.admitted(offered::<TicketFlow>(), vec![group], None).unwrap();
+    assert_eq!(admitted.lifetime(), lifetime);
+    let profile = Profile::default();
+    assert_eq!(profile.lasting(lifetime).validity(), Duration::days(2));
+    for no_shorter in [None, Some(profile.validity() + Duration::DAY)] {
+        assert_eq!(*profile.lasting(no_shorter), profile);
     }
 }
 

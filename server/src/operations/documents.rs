@@ -119,7 +119,7 @@ pub fn configuration(row: &ConfigurationRow) -> Value {
 /// A group, and its place, counted from 1.
 pub fn group(place: usize, group: &Group) -> Value {
     let Conditions { issuers, manufacturers, models, firmware, enrolled, eks } = &group.conditions;
-    let Terms { flows, not_before, not_after, quota } = &group.terms;
+    let Terms { flows, not_before, not_after, quota, ik_kinds, lifetime, names } = &group.terms;
     let time = |time: &OffsetDateTime| rfc3339::seconds(time.unix_timestamp());
     json!({
         "place": place,
@@ -135,6 +135,9 @@ pub fn group(place: usize, group: &Group) -> Value {
         "not_before": not_before.as_ref().map(time),
         "not_after": not_after.as_ref().map(time),
         "quota": quota,
+        "iks": texts(ik_kinds),
+        "names": names.as_ref().map(ToString::to_string),
+        "lifetime_days": lifetime.map(time::Duration::whole_days),
     })
 }
 

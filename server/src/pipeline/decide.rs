@@ -102,11 +102,17 @@ pub(super) fn plan(
         }
     };
     let mut about = examination.about.clone();
-    let planned =
-        planner.plan(ca, &examination.examined, received.at, &mut about).and_then(|plan| {
-            let configuration = planner.configuration(ca, &plan, &about)?;
-            Ok((plan, configuration))
-        });
+    let mut planned = || {
+        about = examination.about.clone();
+        let plan = planner.plan(ca, &examination.examined, received.at, &mut about)?;
+        let configuration = planner.configuration(ca, &plan, &about)?;
+        Ok((plan, configuration))
+    };
+    let planned = match planned() {
+        // The device was named. It has its name now.
+        Err(Refusal::PlanAgain) => planned(),
+        planned => planned,
+    };
     match planned {
         Ok((plan, configuration)) => {
             Step::Unsigned(Box::new(Unsigned { plan, configuration, examination, about }))

@@ -85,6 +85,9 @@ pub(super) enum Refusal {
     /// Our fault. The device is told to come again.
     #[error(transparent)]
     SecretAway(#[from] SecretAway),
+    /// What the plan depends on was changed by the planner itself.
+    #[error("planned again")]
+    PlanAgain,
 }
 
 impl From<Failure> for Refusal {
@@ -104,7 +107,7 @@ impl Refusal {
             // Whoever holds the key says once what is wrong.
             Self::Fault(Fault::KeyAway) => key_away(),
             Self::SecretAway(_) => secret_away(),
-            Self::Fault(_) | Self::Store(_) => {
+            Self::Fault(_) | Self::Store(_) | Self::PlanAgain => {
                 log.fault("the CA failed", self);
                 internal()
             }

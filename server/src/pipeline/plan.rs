@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 
 use assay_ca_core::{
     Admission, Admitted, AdmittedParent, Adopting, BoundKey, Candidate, Certification, Confirming,
-    EkEvidence, Fault, Groups, InForce, Instead, KeyOffer, Offered, Place, RenewFlow, RenewalProof,
-    Renewing, SealedOnRecord, Sealing, TicketFlow, TrustAnchors, TrustedEk,
+    EkEvidence, Fault, GroupName, Groups, IkKind, InForce, Instead, KeyOffer, Naming, Offered,
+    Place, RenewFlow, RenewalProof, Renewing, SealedOnRecord, Sealing, TicketFlow, TrustAnchors,
+    TrustedEk,
 };
 use assay_store::{
-    AnchorsVersion, Basis, GroupsVersion, IdInQuestion, IkInQuestion, Question, Snapshot, Store,
-    StoreError, WaitingInQuestion, Whom,
+    AnchorsVersion, AuditEntry, Basis, Change, EnrolError, GroupsVersion, IdInQuestion,
+    IkInQuestion, NewEnrolment, Question, Snapshot, Store, StoreError, Tags, WaitingInQuestion,
+    Whom,
 };
-use assay_wire::{Bytes, Configuration, EkId, MAX_SIGNED_CONFIGURATION};
+use assay_wire::{Bytes, Configuration, DeviceId, EkId, MAX_SIGNED_CONFIGURATION};
 use time::OffsetDateTime;
 use tracing::warn;
 
@@ -22,6 +24,7 @@ use super::outcome::{About, Refusal};
 use crate::anchors::read_anchors;
 use crate::ca::Ca;
 use crate::hook::Wish;
+use crate::operations::pending::next_free;
 use crate::random::random;
 
 /// What a request leads to, as far as the record allows it now.
@@ -49,6 +52,8 @@ pub struct Planner {
     groups_version: Option<GroupsVersion>,
     /// When these places were found to be all taken.
     full: HashMap<Place, Instant>,
+    /// The last number that each group gave, so that not all of them are tried for each device.
+    last_named: HashMap<GroupName, u32>,
     /// When the store was last asked whether there are configurations, and what it said.
     configurations: Option<(Instant, bool)>,
 }
@@ -68,6 +73,7 @@ impl Planner {
             groups,
             groups_version: None,
             full: HashMap::new(),
+            last_named: HashMap::new(),
             configurations: None,
         })
     }
@@ -89,9 +95,9 @@ impl Planner {
                     self.due(&evidence.ek, IkInQuestion::None, WaitingInQuestion::None, now)?;
                 let ek = self.trust(ca, &evidence.ek, &snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
-                let admission = self.admission(&snapshot, now)?;
+                let admission = self.admission(&snapshot, Some(ik.kind()), now)?;
                 let admitted = Admitted::decide(*offered, ek, &snapshot.records, &admission)?;
-                let admitted = self.take_place(admitted, now)?;
+                let admitted = self.settle(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 Plan::Challenge(admitted, ik, *instead)
             }
@@ -109,7 +115,7 @@ impl Planner {
                     active.as_ref(),
                     waiting,
                     ca.ticket_keys.get()?,
-                    &ca.profile,
+                    &ca.profile.lasting(device.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
@@ -127,7 +133,7 @@ impl Planner {
                     device.clone(),
                     records,
                     active.as_ref(),
-                    &ca.profile,
+                    &ca.profile.lasting(device.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
@@ -140,9 +146,9 @@ impl Planner {
                 let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
-                let admission = self.admission(&basis.snapshot, now)?;
+                let admission = self.admission(&basis.snapshot, Some(ik.kind()), now)?;
                 let admitted = Admitted::decide(*offered, ek, records, &admission)?;
-                let admitted = self.take_place(admitted, now)?;
+                let admitted = self.settle(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let sealing = Sealing::plan(
                     Candidate::decide(&admitted, &ik, &ca.scope, records, now)?,
@@ -150,7 +156,7 @@ impl Planner {
                     active.as_ref(),
                     waiting,
                     ca.ticket_keys.get()?,
-                    &ca.profile,
+                    &ca.profile.lasting(admitted.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
@@ -174,9 +180,9 @@ impl Planner {
                 let basis = self.due(&evidence.ek, IkInQuestion::None, none, now)?;
                 let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let (parent, records) = (evidence.parent()?, &basis.snapshot.records);
-                let admission = self.admission(&basis.snapshot, now)?;
+                let admission = self.admission(&basis.snapshot, None, now)?;
                 let admitted = Admitted::decide(*offered, ek, records, &admission)?;
-                let admitted = self.take_place(admitted, now)?;
+                let admitted = self.settle(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let parent = AdmittedParent::decide(&admitted, parent, records)?;
                 let offer = KeyOffer::decide(admitted, parent, records, &ca.profile, now)?;
@@ -189,7 +195,7 @@ impl Planner {
                 let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let (offered, admission) =
-                    (Offered::<RenewFlow>::ALWAYS, self.admission(&basis.snapshot, now)?);
+                    (Offered::<RenewFlow>::ALWAYS, self.admission(&basis.snapshot, None, now)?);
                 let admitted = Admitted::decide(offered, ek, records, &admission)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let in_force = InForce::find(&admitted, evidence, active.as_ref(), &ca.scope, now)?;
@@ -200,7 +206,7 @@ impl Planner {
                     records,
                     waiting,
                     ca.ticket_keys.get()?,
-                    &ca.profile,
+                    &ca.profile.lasting(admitted.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
@@ -333,6 +339,7 @@ impl Planner {
     fn admission(
         &mut self,
         snapshot: &Snapshot,
+        ik: Option<IkKind>,
         now: OffsetDateTime,
     ) -> Result<Admission<'_>, StoreError> {
         if snapshot.groups != self.groups_version {
@@ -340,7 +347,58 @@ impl Planner {
             self.groups = self.store.groups()?.1;
             self.groups_version = snapshot.groups;
         }
-        Ok(Admission { groups: &self.groups, waits_since: snapshot.waits_since, now })
+        Ok(Admission { groups: &self.groups, waits_since: snapshot.waits_since, ik, now })
+    }
+
+    /// Puts on record what a new device gets from its group before anything is made for it.
+    fn settle<F>(
+        &mut self,
+        admitted: Admitted<F>,
+        now: OffsetDateTime,
+    ) -> Result<Admitted<F>, Refusal> {
+        let admitted = self.take_place(admitted, now)?;
+        let Some(naming) = admitted.naming() else { return Ok(admitted) };
+        let first = self.last_named.get(&naming.group).map_or(1, |last| last.saturating_add(1));
+        let Some(last) = self.name(&admitted, naming, first, now)? else {
+            return Err(admitted.full().into());
+        };
+        self.last_named.insert(naming.group.clone(), last);
+        Err(Refusal::PlanAgain)
+    }
+
+    /// Enrols an EK under the first name that is free. Returns its number; `None` if none is free.
+    fn name<F>(
+        &mut self,
+        admitted: &Admitted<F>,
+        Naming { group, names }: &Naming,
+        first: u32,
+        now: OffsetDateTime,
+    ) -> Result<Option<u32>, StoreError> {
+        let mut number = first;
+        loop {
+            let Some((found, device_id)) = next_free(&mut *self.store, names, number)? else {
+                return Ok(None);
+            };
+            let enrolment = NewEnrolment {
+                ek_id: admitted.ek_id(),
+                device_id: Some(device_id.clone()),
+                recognised: format!("group {group}"),
+                reprovision: None,
+                legacy_dps_ek: None,
+                plain_srk: None,
+                disabled: None,
+                tags: Tags::new(),
+                facts: admitted.facts().cloned(),
+                added_at: now,
+            };
+            let audit = approval(admitted.ek_id(), device_id, group, now);
+            match self.store.approve(&[enrolment], &[audit])?.pop() {
+                // Another planner was faster.
+                Some(Err(EnrolError::DeviceIdTaken(..))) => number = found,
+                // Nor is it an error if that was for the same EK.
+                Some(Ok(_) | Err(_)) | None => return Ok(Some(found)),
+            }
+        }
     }
 
     /// Takes the place that a new device needs in its group, before anything is made for it. It is
@@ -370,6 +428,25 @@ impl Planner {
         self.full.retain(|_, at| at.elapsed() < FULL);
         self.full.insert(place.clone(), Instant::now());
         Ok(false)
+    }
+}
+
+/// The audit of a name that a group gave.
+fn approval(
+    ek_id: EkId,
+    device_id: DeviceId,
+    group: &GroupName,
+    time: OffsetDateTime,
+) -> AuditEntry {
+    AuditEntry {
+        time,
+        client: format!("group:{group}").parse().expect("names of groups are short"),
+        action: "approve",
+        ek_id: Some(ek_id),
+        device: Some(Whom::Due(device_id)),
+        change: Change::Made,
+        refusal: None,
+        duration_us: 0,
     }
 }
 

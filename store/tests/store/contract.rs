@@ -1074,6 +1074,11 @@ fn a_place_that_nobody_uses_is_free_after_a_day(fixture: &Fixture) {
     assert!(!store.take_place(&ek(2), &pumps, now() + Duration::hours(25)).unwrap());
     assert!(store.take_place(&ek(2), &pumps, now() + Duration::hours(27)).unwrap());
     assert!(!store.take_place(&ek(1), &pumps, now() + Duration::hours(27)).unwrap());
+    // A name that a group gave is a row, and rows of strangers have a limit.
+    enroll(&mut store, ek(2), Some("pump-1")).unwrap();
+    assert!(!store.take_place(&ek(1), &pumps, now() + Duration::days(99)).unwrap());
+    store.remove(&ek(2), now()).unwrap();
+    assert!(store.take_place(&ek(1), &pumps, now() + Duration::days(99)).unwrap());
 }
 
 fn an_ek_that_waits_has_one_row_with_what_it_asked_for_last(fixture: &Fixture) {
