@@ -23,7 +23,7 @@ pub(crate) enum Keys {
     /// Try each: that it works, and how long it takes
     Test(Test),
     /// Make the next one: it is accepted as soon as a worker reads it, and used from a time on
-    Rotate(Rotate),
+    Rotate(Box<Rotate>),
     /// Drop the one before
     Retire(Retire),
 }

@@ -114,7 +114,7 @@ pub fn rotate(
         }
     };
     let file = secret.file(Some(from));
-    Files::open(directory.path())?.put(&file, &*kept.content(), SECRET)?;
+    Files::open(directory.path())?.put(&file, &kept.content(), SECRET)?;
     Ok(file)
 }
 
