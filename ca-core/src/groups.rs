@@ -9,6 +9,7 @@ use time::{Duration, OffsetDateTime};
 use crate::ek::ca_key::CaKey;
 use crate::ek::facts::EkFacts;
 use crate::ek::model::TpmModel;
+use crate::flaws::Flaws;
 use crate::hex;
 use crate::ik::IkKind;
 use crate::profile::Profile;
@@ -82,6 +83,8 @@ pub struct Conditions {
     pub models: Vec<String>,
     /// The least firmware version.
     pub firmware: Option<Firmware>,
+    /// Whether the TPM was made with firmware that has a known flaw.
+    pub flawed: Option<bool>,
     /// Whether the EK is on the enrolment list.
     pub enrolled: Option<bool>,
     /// The EK's id, or its beginning.
@@ -329,14 +332,14 @@ impl Conditions {
 
     /// Whether they hold for no EK of which nothing is known from a certificate.
     pub fn need_a_certificate(&self) -> bool {
-        let Self { issuers, manufacturers, models, firmware, .. } = self;
+        let Self { issuers, manufacturers, models, firmware, flawed, .. } = self;
         let are_empty = issuers.is_empty() && manufacturers.is_empty() && models.is_empty();
-        !are_empty || firmware.is_some()
+        !are_empty || firmware.is_some() || *flawed == Some(true)
     }
 
     fn hold(&self, comer: &Comer<'_>) -> bool {
-        let Self { issuers, manufacturers, models, firmware, enrolled, eks } = self;
-        let Comer { ek, facts, is_enrolled } = comer;
+        let Self { issuers, manufacturers, models, firmware, flawed, enrolled, eks } = self;
+        let Comer { ek, facts, flaws, is_enrolled } = comer;
         let tpm = facts.and_then(|facts| facts.tpm.as_ref());
         let path = facts.map_or(&[][..], |facts| &facts.issuers);
         let of_tpm = |fits: &dyn Fn(&TpmModel) -> bool| tpm.is_some_and(fits);
@@ -349,6 +352,9 @@ impl Conditions {
             && firmware.is_none_or(|least| {
                 of_tpm(&|tpm| tpm.version.parse().is_ok_and(|found| least.is_met_by(found)))
             })
+            && flawed.is_none_or(|wanted| {
+                wanted == facts.is_some_and(|facts| flaws.of(facts).next().is_some())
+            })
             && enrolled.is_none_or(|wanted| wanted == *is_enrolled)
             && (eks.is_empty() || eks.iter().any(|prefix| prefix.fits(ek)))
     }
@@ -358,6 +364,7 @@ impl Conditions {
 pub(crate) struct Comer<'a> {
     pub(crate) ek: EkId,
     pub(crate) facts: Option<&'a EkFacts>,
+    pub(crate) flaws: &'a Flaws,
     pub(crate) is_enrolled: bool,
 }
 
@@ -422,6 +429,11 @@ pub struct Firmware {
 impl Firmware {
     fn is_met_by(self, found: Self) -> bool {
         self.digits == found.digits && self.number <= found.number
+    }
+
+    /// Whether it lies between these two, or is one of them.
+    pub fn is_within(self, first: Self, last: Self) -> bool {
+        first.is_met_by(self) && self.is_met_by(last)
     }
 }
 

@@ -122,7 +122,9 @@ pub use records::{
     due_device_id,
 };
 
+mod flaws;
 mod groups;
+pub use flaws::{Flaw, Flaws};
 pub use groups::{
     Answer, Applicant, Conditions, EkPrefix, Firmware, Group, GroupError, GroupName, Groups,
     Manufacturer, NamePattern, Naming, Place, Terms, Unadmitted,

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use assay_ca_core::{
-    Authority, ConfigurationSigner, Groups, Issuer, Issuers, IssuersError, KeyAndCertificate,
-    LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
+    Authority, ConfigurationSigner, Flaws, Groups, Issuer, Issuers, IssuersError,
+    KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
 };
 use assay_pkcs11::Tokens;
 use assay_wire::{DeviceId, Flow, Rights, Scope};
@@ -27,6 +27,7 @@ use crate::backup_file::is_plain;
 use crate::ca::Ca;
 use crate::dated;
 use crate::expiry::ends_of;
+use crate::flaws;
 use crate::hook::Hook;
 use crate::issuing_files::{self, Files, IssuingName, PENDING, URIS};
 use crate::issuing_keys::{KeptKey, MadeIssuing, TokenPlace};
@@ -462,8 +463,25 @@ impl Directory {
             documents: self.credentials("worker").ok().and_then(|worker| {
                 ConfigurationSigner::new(&worker.chain, worker.key.secret_der()).ok()
             }),
+            flaws: self.flaws()?,
             hook: self.hook()?,
         })
+    }
+
+    /// Firmware with known flaws: what this version knows, and what the file `flaws.toml` says.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn flaws(&self) -> Result<Flaws> {
+        let file = self.path.join(FLAWS);
+        let more = match fs::read_to_string(&file) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", file.display()));
+            }
+        };
+        flaws::read(more.as_deref()).with_context(|| file.display().to_string())
     }
 
     /// The service that `assay.toml` names, if it names one.
@@ -716,7 +734,8 @@ fn has_ended(pem: &str, now: OffsetDateTime) -> bool {
 
 /// Whether everybody may read a file of this name.
 fn is_public(name: &str) -> bool {
-    name == CONFIG || [".pem", ".csr", URIS].iter().any(|kind| name.ends_with(kind))
+    [CONFIG, FLAWS].contains(&name)
+        || [".pem", ".csr", URIS].iter().any(|kind| name.ends_with(kind))
 }
 
 /// The settings that somebody has put into a directory in which a CA is to be made; `shown` is its
@@ -1121,6 +1140,8 @@ impl Default for RawSharedKeys {
 }
 
 const CONFIG: &str = "assay.toml";
+/// Firmware with known flaws that the operator knows of.
+const FLAWS: &str = "flaws.toml";
 const ROOT: &str = "root.pem";
 /// The CA of brokers, workers, operators and backends.
 const SERVICE: &str = "service";
@@ -1131,8 +1152,9 @@ const NEW_DATABASE: &str = "assay.db.new";
 const TICKET_KEY: &str = "ticket.key";
 const MASTER_SECRET: &str = "master.key";
 /// What a CA consists of, besides its database and its issuing CAs.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     CONFIG,
+    FLAWS,
     ROOT,
     "root.key",
     "service.pem",

@@ -22,6 +22,7 @@ pub mod rfc3339;
 pub mod shared_secrets;
 
 mod dated;
+mod flaws;
 mod issuing_keys;
 mod new_files;
 mod random;

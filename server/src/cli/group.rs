@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use assay_ca_core::{
-    Answer, CaKey, Conditions, EkPrefix, Firmware, Group, GroupName, Groups, IkKind, Manufacturer,
-    NamePattern,
+    Answer, CaKey, Conditions, EkPrefix, Firmware, Flaws, Group, GroupName, Groups, IkKind,
+    Manufacturer, NamePattern,
 };
 use assay_server::directory::Directory;
 use assay_server::operations::documents;
@@ -53,6 +53,8 @@ pub(crate) enum GroupCommand {
         #[command(flatten)]
         place: PlaceArgs,
     },
+    /// List the firmware with known flaws, which --flawed is about
+    Flaws(list::Json),
     /// Remove a group. Devices that it admitted keep what they have
     Remove {
         /// Its name
@@ -76,6 +78,16 @@ pub(crate) struct Rule {
     /// The least version of the TPM's firmware, as EK certificates have it, e.g. id:00070055
     #[arg(long, value_name = "VERSION")]
     firmware: Option<Firmware>,
+    /// Only TPMs that were made with firmware that has a known flaw (`assay group flaws`); =false:
+    /// only others
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    flawed: Option<bool>,
     /// Only EKs on the enrolment list; =false: only EKs that are not
     #[arg(
         long,
@@ -144,6 +156,7 @@ pub(crate) enum Part {
     Manufacturer,
     Model,
     Firmware,
+    Flawed,
     Enrolled,
     Ek,
     Flow,
@@ -186,6 +199,10 @@ impl GroupCommand {
                 })?;
                 tell(&groups::list(store)?, &name)
             }
+            Self::Flaws(list::Json { json }) => {
+                list_flaws(&directory.flaws()?, json);
+                Ok(())
+            }
             Self::Remove { name } => {
                 groups::edit(store, |groups| Ok(groups.without(&name)?.0))?;
                 eprintln!("removed: {name}");
@@ -218,7 +235,7 @@ impl Rule {
 
     /// The group with what is given here in place of what it has.
     fn put_on(&self, keys: &[CaKey], mut group: Group) -> Group {
-        let Self { manufacturers, models, firmware, enrolled, eks, .. } = self;
+        let Self { manufacturers, models, firmware, flawed, enrolled, eks, .. } = self;
         let Self { flows, not_before, not_after, quota, ik_kinds, lifetime, names, .. } = self;
         let (conditions, terms) = (&mut group.conditions, &mut group.terms);
         replace(&mut conditions.issuers, keys);
@@ -227,6 +244,7 @@ impl Rule {
         replace(&mut conditions.eks, eks);
         replace(&mut terms.flows, flows);
         conditions.firmware = firmware.or(conditions.firmware);
+        conditions.flawed = flawed.or(conditions.flawed);
         conditions.enrolled = enrolled.or(conditions.enrolled);
         terms.not_before = not_before.or(terms.not_before);
         terms.not_after = not_after.or(terms.not_after);
@@ -251,6 +269,7 @@ impl Part {
             Self::Manufacturer => conditions.manufacturers.clear(),
             Self::Model => conditions.models.clear(),
             Self::Firmware => conditions.firmware = None,
+            Self::Flawed => conditions.flawed = None,
             Self::Enrolled => conditions.enrolled = None,
             Self::Ek => conditions.eks.clear(),
             Self::Flow => terms.flows.clear(),
@@ -300,6 +319,18 @@ fn list_all(groups: &Groups, json: bool) -> Result<()> {
     Ok(())
 }
 
+fn list_flaws(flaws: &Flaws, json: bool) {
+    if json {
+        flaws.all().iter().for_each(|flaw| table::print_json(&documents::flaw(flaw)));
+        return;
+    }
+    let rows = flaws.all().iter().map(|flaw| {
+        let versions: Vec<_> = documents::versions(flaw);
+        [flaw.name.clone(), flaw.manufacturer.to_string(), versions.join(", "), flaw.source.clone()]
+    });
+    table::print(["FLAW", "MANUFACTURER", "FIRMWARE", "SOURCE"], rows);
+}
+
 fn described(place: usize, group: &Group) -> String {
     let conditions = lines(&documents::group(place, group), CONDITIONS);
     if conditions.is_empty() { "every EK that is trusted".into() } else { conditions.join("; ") }
@@ -347,7 +378,8 @@ fn time(text: &str) -> Result<OffsetDateTime, String> {
 
 /// Of these options, one at most.
 const ANSWER: &str = "answer";
-const CONDITIONS: &[&str] = &["issuers", "manufacturers", "models", "firmware", "enrolled", "eks"];
+const CONDITIONS: &[&str] =
+    &["issuers", "manufacturers", "models", "firmware", "flawed", "enrolled", "eks"];
 const TERMS: &[&str] =
     &["flows", "not_before", "not_after", "quota", "iks", "lifetime_days", "names"];
 const ADD_EXAMPLES: &str = "\
