@@ -58,6 +58,30 @@ impl<K> Overlapping<K> {
         Self { first, next }
     }
 
+    /// All of them, the older one first.
+    pub fn iter(&self) -> impl Iterator<Item = &K> {
+        [&self.first].into_iter().chain(self.next.iter().map(|(_, next)| next))
+    }
+
+    /// What each becomes, used from the same time on.
+    pub fn map<L>(self, mut change: impl FnMut(K) -> L) -> Overlapping<L> {
+        let Self { first, next } = self;
+        Overlapping::new(change(first), next.map(|(from, next)| (from, change(next))))
+    }
+
+    /// The same by a change that may fail.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn try_map<L, E>(
+        &self,
+        mut change: impl FnMut(&K) -> Result<L, E>,
+    ) -> Result<Overlapping<L>, E> {
+        let first = change(&self.first)?;
+        let next = self.next.as_ref().map(|(from, next)| Ok((*from, change(next)?)));
+        Ok(Overlapping::new(first, next.transpose()?))
+    }
+
     /// The secret to make something with.
     pub fn in_use(&self, now: OffsetDateTime) -> &K {
         match &self.next {

@@ -80,11 +80,12 @@ impl Connection {
         }
         let asked = Instant::now();
         let stuck = match request {
-            Request::Find(_) | Request::Sign(..) => STUCK,
+            Request::Find(_) | Request::Sign(..) | Request::Mac(..) => STUCK,
             // A library may look for its token in a network, and a card for primes.
-            Request::Open(..) | Request::Login(_) | Request::Generate(..) => {
-                deadline.saturating_duration_since(asked)
-            }
+            Request::Open(..)
+            | Request::Login(_)
+            | Request::Generate(..)
+            | Request::GenerateSecret(_) => deadline.saturating_duration_since(asked),
         };
         loop {
             let heard = self.waiting().heard.unwrap_or(asked).max(asked);

@@ -55,6 +55,9 @@ pub enum Cause {
     /// No answer came in time.
     #[n(11)]
     Slow,
+    /// The token makes no key of this kind.
+    #[n(12)]
+    Unfit,
 }
 
 impl Failure {
@@ -85,6 +88,7 @@ impl fmt::Display for Failure {
             Cause::Token => "the token failed",
             Cause::Ended => "the process of the PKCS #11 library ended",
             Cause::Slow => "the token does not answer",
+            Cause::Unfit => "the token makes no such keys",
         };
         f.write_str(what)?;
         if self.text.is_empty() { Ok(()) } else { write!(f, ": {}", self.text) }

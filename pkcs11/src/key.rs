@@ -17,6 +17,7 @@ use rcgen::{
     SignatureAlgorithm, SigningKey,
 };
 use tracing::{error, info};
+use zeroize::Zeroizing;
 
 use crate::failure::{Cause, Failure};
 use crate::message::{Answer, KeyKind, Mechanism, PublicKey, Request};
@@ -52,6 +53,23 @@ impl Tokens {
         }
     }
 
+    /// Makes a secret key for HMAC-SHA-256 in the token of this URI. Returns the URI with its name.
+    ///
+    /// # Errors
+    /// The token failed, has no room, or makes no such keys.
+    pub fn generate_secret(&mut self, uri: Uri, name: KeySelector) -> Result<Uri, Failure> {
+        let request = Request::GenerateSecret(name.clone());
+        match self.token(&uri).ask(&request, PATIENCE, GENERATING)? {
+            Answer::Made => Ok(uri.with_key(name)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The secret key that these URIs name, the same in each token. Asks no token.
+    pub fn secret(&mut self, uris: &[Uri]) -> TokenSecret {
+        TokenSecret { places: self.places(uris) }
+    }
+
     /// The public half of the key that this URI names.
     ///
     /// # Errors
@@ -67,12 +85,42 @@ impl Tokens {
     /// The key with this public half in the tokens of these URIs. Asks no token: what they sign is
     /// verified.
     pub fn key(&mut self, uris: &[Uri], public: PublicKey) -> TokenKey {
+        TokenKey { places: self.places(uris), public, is_failing: AtomicBool::new(false) }
+    }
+
+    fn places(&mut self, uris: &[Uri]) -> Vec<Place> {
         let place = |uri: &Uri| Place {
             token: self.token(uri),
             key: uri.key().cloned().unwrap_or_default(),
         };
-        let places = uris.iter().map(place).collect();
-        TokenKey { places, public, is_failing: AtomicBool::new(false) }
+        uris.iter().map(place).collect()
+    }
+}
+
+/// A secret key that never leaves its token, or the same in several.
+pub struct TokenSecret {
+    places: Vec<Place>,
+}
+
+impl TokenSecret {
+    /// HMAC-SHA-256 of this message by the token of this position. Nobody can tell whether the token
+    /// has the right key but by what comes out.
+    ///
+    /// # Errors
+    /// It failed, does not answer, or has no such key.
+    pub fn mac_in(&self, position: usize, message: &[u8]) -> Result<Zeroizing<[u8; 32]>, Failure> {
+        let place = &self.places[position];
+        let request = Request::Mac(place.key.clone(), message.to_vec());
+        let Answer::Signature(mac) = place.token.ask(&request, PATIENCE, SIGNING)? else {
+            return Err(unexpected());
+        };
+        let mac = Zeroizing::new(mac);
+        mac.as_slice().try_into().map(Zeroizing::new).map_err(|_| unexpected())
+    }
+
+    /// In how many tokens it is.
+    pub fn count(&self) -> usize {
+        self.places.len()
     }
 }
 

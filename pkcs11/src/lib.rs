@@ -1,4 +1,5 @@
-//! Keys in PKCS #11 tokens (OASIS PKCS #11 v2.40, v3.0): signing, and the making of keys.
+//! Keys in PKCS #11 tokens (OASIS PKCS #11 v2.40, v3.0): signing, HMAC, and the making of
+//! keys.
 //!
 //! A token comes with a library of its vendor, which may crash or never return. So it is loaded in
 //! a process of its own: ours, started once more ([`run_module`]). Whoever needs a signature
@@ -17,7 +18,7 @@ mod token;
 mod uri;
 
 pub use failure::{Cause, Failure};
-pub use key::{TokenKey, Tokens};
+pub use key::{TokenKey, TokenSecret, Tokens};
 pub use message::{KeyKind, PublicKey};
 pub use module::{MODULE_COMMAND, run_module};
 pub use uri::{KeySelector, TokenSelector, Uri, UriError, parse_uris};

@@ -24,6 +24,12 @@ pub(crate) enum Request {
     Generate(#[n(0)] KeyKind, #[n(1)] KeySelector),
     #[n(4)]
     Sign(#[n(0)] KeySelector, #[n(1)] Mechanism, #[cbor(n(2), with = "minicbor::bytes")] Vec<u8>),
+    /// Makes a secret key with this label and id.
+    #[n(5)]
+    GenerateSecret(#[n(0)] KeySelector),
+    /// HMAC-SHA-256 by a secret key.
+    #[n(6)]
+    Mac(#[n(0)] KeySelector, #[cbor(n(1), with = "minicbor::bytes")] Vec<u8>),
 }
 
 #[derive(Encode, Decode)]
@@ -38,6 +44,9 @@ pub(crate) enum Answer {
     Signature(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>),
     #[n(4)]
     Failed(#[n(0)] Failure),
+    /// A secret key.
+    #[n(5)]
+    Made,
 }
 
 /// A token that was found.

@@ -78,8 +78,15 @@ struct Desk {
     requests: Mutex<BufReader<UnixStream>>,
     answers: Mutex<UnixStream>,
     token: OnceLock<Token>,
-    /// The private keys that were found.
-    keys: Mutex<HashMap<KeySelector, ObjectHandle>>,
+    /// The private and secret keys that were found.
+    keys: Mutex<HashMap<(Kind, KeySelector), ObjectHandle>>,
+}
+
+/// What is looked for under a name. A private and a secret key may have the same.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Private,
+    Secret,
 }
 
 struct Token {
@@ -120,7 +127,11 @@ impl Desk {
                 let session = token.library.open_rw_session(token.slot).map_err(failed)?;
                 return generate(&session, kind, &key).map(Answer::Key);
             }
-            Request::Find(_) | Request::Sign(..) => {}
+            Request::GenerateSecret(key) => {
+                let session = token.library.open_rw_session(token.slot).map_err(failed)?;
+                return generate_secret(&session, &key).map(|()| Answer::Made);
+            }
+            Request::Find(_) | Request::Sign(..) | Request::Mac(..) => {}
         }
         let session = match session {
             Some(session) => session,
@@ -128,35 +139,50 @@ impl Desk {
         };
         match request {
             Request::Find(key) => {
-                let handle = self.find(session, &key)?;
+                let handle = self.find(session, Kind::Private, &key)?;
                 public_of(session, handle).map(Answer::Key)
             }
             Request::Sign(key, mechanism, data) => {
-                let handle = self.find(session, &key)?;
+                let handle = self.find(session, Kind::Private, &key)?;
                 let mechanism = match mechanism {
                     Mechanism::Ecdsa => Ck::Ecdsa,
                     Mechanism::RsaPkcs => Ck::RsaPkcs,
                 };
                 session.sign(&mechanism, handle, &data).map(Answer::Signature).map_err(failed)
             }
-            Request::Open(..) | Request::Login(_) | Request::Generate(..) => {
-                unreachable!("answered above")
+            Request::Mac(key, message) => {
+                let handle = self.find(session, Kind::Secret, &key)?;
+                let mac = session.sign(&Ck::Sha256Hmac, handle, &message);
+                mac.map(Answer::Signature).map_err(failed)
             }
+            Request::Open(..)
+            | Request::Login(_)
+            | Request::Generate(..)
+            | Request::GenerateSecret(_) => unreachable!("answered above"),
         }
     }
 
-    /// The private key, which is looked for once.
-    fn find(&self, session: &Session, key: &KeySelector) -> Result<ObjectHandle, Failure> {
-        if let Some(known) = locked(&self.keys).get(key) {
+    /// The key, which is looked for once.
+    fn find(
+        &self,
+        session: &Session,
+        kind: Kind,
+        key: &KeySelector,
+    ) -> Result<ObjectHandle, Failure> {
+        if let Some(known) = locked(&self.keys).get(&(kind, key.clone())) {
             return Ok(*known);
         }
-        let found = session.find_objects(&template(ObjectClass::PRIVATE_KEY, key));
+        let class = match kind {
+            Kind::Private => ObjectClass::PRIVATE_KEY,
+            Kind::Secret => ObjectClass::SECRET_KEY,
+        };
+        let found = session.find_objects(&template(class, key));
         let handle = match found.map_err(failed)?[..] {
             [handle] => handle,
             [] => return Err(Failure::new(Cause::NoKey, key)),
             _ => return Err(Failure::new(Cause::SeveralKeys, key)),
         };
-        locked(&self.keys).insert(key.clone(), handle);
+        locked(&self.keys).insert((kind, key.clone()), handle);
         Ok(handle)
     }
 }
@@ -244,11 +270,34 @@ fn generate(session: &Session, kind: KeyKind, key: &KeySelector) -> Result<Publi
         }
     };
     let (_, private) =
-        session.generate_key_pair(&mechanism, &public, &private).map_err(|error| match error {
-            Error::Pkcs11(RvError::DeviceMemory, _) => Failure::new(Cause::Full, error),
-            error => failed(error),
-        })?;
+        session.generate_key_pair(&mechanism, &public, &private).map_err(not_made)?;
     public_of(session, private)
+}
+
+/// Makes a secret key for HMAC that never leaves the token (PKCS #11 v2.40 §4.10).
+fn generate_secret(session: &Session, key: &KeySelector) -> Result<(), Failure> {
+    let mut secret = vec![
+        Attribute::KeyType(KeyType::GENERIC_SECRET),
+        Attribute::ValueLen(SECRET_BYTES.into()),
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Sign(true),
+    ];
+    secret.extend(template(ObjectClass::SECRET_KEY, key));
+    let made = session.generate_key(&Ck::GenericSecretKeyGen, &secret);
+    made.map(drop).map_err(not_made)
+}
+
+fn not_made(error: Error) -> Failure {
+    match error {
+        Error::Pkcs11(RvError::DeviceMemory, _) => Failure::new(Cause::Full, error),
+        Error::Pkcs11(RvError::MechanismInvalid | RvError::FunctionNotSupported, _) => {
+            Failure::new(Cause::Unfit, error)
+        }
+        error => failed(error),
+    }
 }
 
 /// The public half of a private key.
@@ -338,6 +387,8 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Threads, with a session each. Tokens in a network work on some requests at once; others take one
 /// after another, and then it does no harm.
 pub(crate) const SESSIONS: usize = 8;
+/// As long as the result of HMAC-SHA-256 (RFC 2104 §3).
+const SECRET_BYTES: u64 = 32;
 /// OBJECT IDENTIFIER of the curve, in DER (RFC 5480 §2.1.1.1).
 const P256: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 const P384: &[u8] = &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];

@@ -3,23 +3,23 @@
 use std::sync::Arc;
 
 use assay_ca_core::{
-    ConfigurationSigner, Fault, Flaws, Issuer, Issuers, MasterSecret, Overlapping, Profile,
-    Revoked, TicketKey,
+    ConfigurationSigner, Fault, Flaws, Issuer, Issuers, MasterSecret, Profile, Revoked, TicketKey,
 };
 use assay_store::{RevokedCertificates, Store, StoreError};
 use assay_wire::{CertificateDer, KeyId, Scope};
 use time::OffsetDateTime;
 
 use crate::hook::Hook;
+use crate::shared_secrets::Shared;
 
 /// The CA's own keys and rules.
 pub struct Ca {
     /// The provisioning domain it serves.
     pub scope: Scope,
     /// Seal tickets.
-    pub ticket_keys: Overlapping<TicketKey>,
+    pub ticket_keys: Shared<TicketKey>,
     /// Make shared keys.
-    pub masters: Overlapping<MasterSecret>,
+    pub masters: Shared<MasterSecret>,
     /// Sign certificates.
     pub issuers: Issuers,
     /// The certificate by which the root vouches for a new one, while there are two.
@@ -58,6 +58,15 @@ pub struct Lists {
 }
 
 impl Ca {
+    /// Has tokens derive the secrets that come from there and are not known yet.
+    ///
+    /// # Errors
+    /// They do not, for now.
+    pub fn fetch_secrets(&self) -> anyhow::Result<()> {
+        self.ticket_keys.fetch()?;
+        self.masters.fetch()
+    }
+
     /// Signs the list of each issuing CA that has not ended: of what it may have signed, and is no
     /// longer good. They have a number in common, which none had before.
     ///
@@ -155,8 +164,12 @@ mod tests {
         }
         for serial in 3..=40 {
             let facts = facts(serial, 2, Some(now + Duration::MINUTE));
-            let sealed =
-                unchecked::sealed(facts, vec![serial], ca.ticket_keys.in_use(now), &mut random());
+            let sealed = unchecked::sealed(
+                facts,
+                vec![serial],
+                ca.ticket_keys.get().unwrap().in_use(now),
+                &mut random(),
+            );
             record(Act::Seal(sealed.unwrap()));
         }
 

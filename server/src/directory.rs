@@ -36,6 +36,7 @@ use crate::issuing_keys::{KeptKey, MadeIssuing, TokenPlace};
 use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours, pem_of};
 use crate::random::random;
 use crate::root_files::{self, Root};
+use crate::shared_secrets::{KeptSecret, SECRET_LEN, Shared, SharedSecret};
 use crate::staging::Staging;
 use assay_broker_plugin::embedded::{Balancers, Limits};
 use assay_store::sqlite::Sqlite;
@@ -269,18 +270,18 @@ impl Directory {
     /// # Errors
     /// One of them cannot be read, or they do not go together; see [`Issuers::new`].
     pub fn issuers(&self) -> Result<Issuers> {
-        self.issuers_with(None)
+        self.issuers_with(None, &mut Tokens::default())
     }
 
     /// The same with one more, which is used from its time on.
     pub(crate) fn issuers_with(
         &self,
         another: Option<(OffsetDateTime, Issuer)>,
-    ) -> Result<Issuers> {
         // Keys in the same token share a process and a login.
-        let mut tokens = Tokens::default();
+        tokens: &mut Tokens,
+    ) -> Result<Issuers> {
         let mut read = |name: &IssuingName| {
-            let issuer = self.issuer_called(*name, &mut tokens)?;
+            let issuer = self.issuer_called(*name, tokens)?;
             let above = self.above(issuer.certificate())?;
             Ok((name.used_from(), issuer.below(above)?))
         };
@@ -525,12 +526,13 @@ impl Directory {
     /// # Errors
     /// A key or certificate cannot be read, or they do not belong together.
     pub fn ca(&self) -> Result<Ca> {
-        let issuers = self.issuers()?;
+        let mut tokens = Tokens::default();
+        let issuers = self.issuers_with(None, &mut tokens)?;
         Ok(Ca {
             certificates: self.published(&issuers)?,
             scope: self.config.scope.clone(),
-            ticket_keys: self.overlapping(SharedSecret::Ticket, TicketKey::new)?,
-            masters: self.overlapping(SharedSecret::Master, MasterSecret::new)?,
+            ticket_keys: self.shared(SharedSecret::Ticket, &mut tokens, TicketKey::new)?,
+            masters: self.shared(SharedSecret::Master, &mut tokens, MasterSecret::new)?,
             new_root: self.new_root()?,
             issuers,
             profile: self.config.profile.clone(),
@@ -627,22 +629,23 @@ impl Directory {
     }
 
     /// The secret of this kind, and the one beside it if there is one.
-    fn overlapping<K>(
+    fn shared<K>(
         &self,
         kind: SharedSecret,
-        read: impl Fn([u8; SECRET_LEN]) -> K,
-    ) -> Result<Overlapping<K>> {
-        self.beside(kind, self.next_secret(kind)?, read)
+        tokens: &mut Tokens,
+        new: fn([u8; SECRET_LEN]) -> K,
+    ) -> Result<Shared<K>> {
+        let kept = self.beside(kind, self.next_secret(kind)?)?;
+        Ok(Shared::new(kind, kept, tokens, new))
     }
 
     /// The same, if the directory had a second one from `next` on when it was last looked at.
-    pub(crate) fn beside<K>(
+    pub(crate) fn beside(
         &self,
         kind: SharedSecret,
         next: Option<OffsetDateTime>,
-        read: impl Fn([u8; SECRET_LEN]) -> K,
-    ) -> Result<Overlapping<K>> {
-        let read = |from| Ok::<_, anyhow::Error>(read(*self.secret(&kind.file(from))?));
+    ) -> Result<Overlapping<KeptSecret>> {
+        let read = |from| KeptSecret::read(&self.path.join(kind.file(from)));
         let next = match next {
             Some(from) => match read(Some(from)) {
                 // It has taken the file name of the one before since then (`assay keys retire`).
@@ -677,15 +680,6 @@ impl Directory {
     pub(crate) fn dated(&self, stem: &str, kind: &str) -> Result<Vec<Option<OffsetDateTime>>> {
         let cannot_read = || format!("cannot read {}", self.path.display());
         dated::files(&self.path, stem, kind).with_context(cannot_read)
-    }
-
-    fn secret<const LEN: usize>(&self, name: &str) -> Result<Zeroizing<[u8; LEN]>> {
-        let path = self.path.join(name);
-        let secret = Zeroizing::new(
-            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?,
-        );
-        let secret = secret.as_slice().try_into().map(Zeroizing::new);
-        secret.with_context(|| format!("{} must have {LEN} bytes", path.display()))
     }
 
     /// The roots, as whoever verifies in TLS takes them.
@@ -784,39 +778,6 @@ impl Directory {
     fn read(&self, name: &str) -> Result<String> {
         let path = self.path.join(name);
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
-    }
-}
-
-/// A secret that all workers of a CA share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SharedSecret {
-    /// Makes tickets, and encrypts certificates that wait.
-    Ticket,
-    /// From it, the shared keys of devices are derived.
-    Master,
-}
-
-impl SharedSecret {
-    /// Each of them.
-    pub const ALL: [Self; 2] = [Self::Ticket, Self::Master];
-
-    /// What its files are called, and the commands call it.
-    pub fn stem(self) -> &'static str {
-        match self {
-            Self::Ticket => "ticket",
-            Self::Master => "master",
-        }
-    }
-
-    /// Whether a file of this name holds one that is used from a time on.
-    pub(crate) fn is_of_a_later(self, file: &str) -> bool {
-        let name = file.strip_suffix(".key");
-        matches!(name.and_then(|name| dated::parse(self.stem(), name)), Some(Some(_)))
-    }
-
-    /// The file with the one that is used from then on; `None` is from the beginning.
-    pub(crate) fn file(self, from: Option<OffsetDateTime>) -> String {
-        format!("{}.key", dated::name(self.stem(), from))
     }
 }
 
@@ -1447,8 +1408,6 @@ const DATABASE: &str = "assay.db";
 const NEW_DATABASE: &str = "assay.db.new";
 const TICKET_KEY: &str = "ticket.key";
 const MASTER_SECRET: &str = "master.key";
-/// The length of a shared secret.
-const SECRET_LEN: usize = 32;
 /// What a CA consists of, besides its database and its issuing CAs.
 const FILES: [&str; 18] = [
     CONFIG,

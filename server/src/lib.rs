@@ -20,6 +20,7 @@ pub mod pipeline;
 pub mod register;
 pub mod revocations;
 pub mod rfc3339;
+pub mod shared_secrets;
 
 mod dated;
 mod flaws;

@@ -186,8 +186,9 @@ fn confirm(
 ) -> Result<Entry, NotGood> {
     let (since, ek_id) = (Instant::now(), certificate.ek_id);
     let basis = Some(Basis::of_waiting(&certificate, records, now));
+    let keys = ca.ticket_keys.get().map_err(unknown)?;
     let shown = Shown::by_handshake(certificate, sha256).map_err(refused)?;
-    let confirmed = Confirmed::decide(shown, records, &ca.ticket_keys, now).map_err(refused)?;
+    let confirmed = Confirmed::decide(shown, records, keys, now).map_err(refused)?;
     let device = confirmed.device_id().clone();
     let audit = AuditEntry {
         time: now,
@@ -214,11 +215,12 @@ pub fn decide_login(
     now: OffsetDateTime,
 ) -> Result<Decided<Login>, NotGood> {
     let offered = ca.profile.offer().map_err(refused)?;
+    let masters = ca.masters.get().map_err(unknown)?;
     let mut refusal = LoginRefused::NoKey { device_id: token.device_id().clone() };
     for holder in store.shared_key_holders(token.device_id()).map_err(unknown)? {
         let question = Question::about(holder.ek_id, token.device_id(), now);
         let snapshot = store.snapshot(&question).map_err(unknown)?;
-        let (scope, masters, records) = (&ca.scope, &ca.masters, &snapshot.records);
+        let (scope, records) = (&ca.scope, &snapshot.records);
         match Login::decide(offered, token, &holder, scope, masters, records, now) {
             Ok(login) => {
                 let act = login.first_use(records).map(Act::Accept);
@@ -407,9 +409,13 @@ mod tests {
                 serial: facts.serial.to_vec(),
                 sha256: Sha256::digest(&der).into(),
             };
-            let sealed =
-                unchecked::sealed(facts.clone(), der, ca.ticket_keys.in_use(now), &mut random())
-                    .unwrap();
+            let sealed = unchecked::sealed(
+                facts.clone(),
+                der,
+                ca.ticket_keys.get().unwrap().in_use(now),
+                &mut random(),
+            )
+            .unwrap();
             let entry = Entry { act: Act::Seal(sealed), basis: None, audit: None };
             let mut store = directory.store().unwrap();
             assert_eq!(store.record(&ca.scope, &[entry]).unwrap(), [Recorded::Done]);
@@ -431,7 +437,7 @@ mod tests {
             };
             let (der, serial) = (vec![0x30, 0x01, 0x00], facts.serial.to_vec());
             let sha256 = Sha256::digest(&der).into();
-            let key = ca.ticket_keys.in_use(facts.issued_at);
+            let key = ca.ticket_keys.get().unwrap().in_use(facts.issued_at);
             let renewed = unchecked::renewed(facts, der, key, &mut random()).unwrap();
             let entry = Entry { act: Act::Renew(renewed), basis: None, audit: None };
             let mut store = directory.store().unwrap();

@@ -299,7 +299,15 @@ impl Lab {
 }
 
 pub(crate) fn wait_for(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    wait_long(what, Duration::from_secs(10), is_so)
+}
+
+pub(crate) fn wait_long(
+    what: &str,
+    within: Duration,
+    mut is_so: impl FnMut() -> bool,
+) -> Result<()> {
+    let deadline = Instant::now() + within;
     while !is_so() {
         ensure!(Instant::now() < deadline, "not: {what}");
         thread::sleep(Duration::from_millis(10));

@@ -85,6 +85,23 @@ impl SoftHsm {
         run(import.args(["--pin", Self::PIN]).envs(self.environment())).map(drop)
     }
 
+    /// A library that uses these tokens otherwise, as `pkcs11_shim.c` says of this definition:
+    /// `LAST_TRY`, or `EACH_US=20000`.
+    pub fn shim(&self, definition: &str) -> Result<PathBuf> {
+        let module = self.dir.path().join(format!("{definition}.so"));
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/harness/pkcs11_shim.c");
+        let softhsm = format!("-DSOFTHSM=\"{}\"", Self::MODULE);
+        let mut compile = tool("cc")?;
+        compile.args(["-shared", "-fPIC", &softhsm, &format!("-D{definition}"), "-o"]);
+        run(compile.arg(&module).args([source, "-ldl", "-lpthread"]))?;
+        Ok(module)
+    }
+
+    /// A URI as it is for such a library.
+    pub fn through(uri: &str, module: &Path) -> String {
+        uri.replace(Self::MODULE, &module.display().to_string().replace('=', "%3D"))
+    }
+
     /// Where the tokens are.
     pub fn tokens(&self) -> PathBuf {
         self.dir.path().join("tokens")

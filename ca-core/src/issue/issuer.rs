@@ -206,6 +206,16 @@ impl Issuer {
         &self.certificate
     }
 
+    /// Has a key that is elsewhere sign a text that nobody takes for a certificate. One that is here
+    /// signs always.
+    pub fn try_key(&self) -> Result<(), Fault> {
+        if self.is_elsewhere {
+            let signed = self.signer.key().sign(TRIAL);
+            signed.map_err(Fault::of_signer("trying a key"))?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn signer(&self) -> &rcgen::Issuer<'static, Signer> {
         &self.signer
     }
@@ -310,6 +320,8 @@ pub enum IssuerError {
     KeyId { length: usize },
 }
 
+/// What a key signs to be tried. Certificates and lists begin with a SEQUENCE.
+const TRIAL: &[u8] = b"assay health";
 /// The longest key identifier. Most have 20 bytes; this leaves room for SHA-256.
 pub const MAX_KEY_ID: usize = 32;
 /// The length of a key identifier that is derived from a key (RFC 7093 §2, method 1).

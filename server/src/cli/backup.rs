@@ -114,6 +114,7 @@ impl Restore {
                 "revocation_list": { "before": raised.list.0, "after": raised.list.1 },
                 "identities": restored.identities,
                 "anchors": restored.anchors,
+                "tokens": restored.tokens,
                 "held": true,
             }));
             return;
@@ -126,8 +127,17 @@ impl Restore {
         eprintln!("  record: as of {from}, {} devices", restored.devices);
         eprintln!("  revocation lists: the next has a number above {}", raised.list.1);
         eprintln!("  tickets and claims: void (new ticket.key)");
+        if restored.ticket_key_was_in_token {
+            eprintln!(
+                "    the one before was in a token, the new one is in its file; `assay keys rotate \
+                 ticket --key URI` takes the next one from a token"
+            );
+        }
         eprintln!("  certificates that waited: {} are revoked", raised.waiting);
         eprintln!("  shared keys: {keys}");
+        for token in &restored.tokens {
+            eprintln!("  needed, and not in the backup: token {token}, and its PIN");
+        }
         eprintln!("not known: what happened from {from} to {to}. Do again what was done then:");
         eprintln!("  devices that were disabled or removed   assay enroll disable | remove");
         eprintln!("  enrolments that were added or changed   assay enroll add | update");

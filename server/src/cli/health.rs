@@ -10,6 +10,7 @@ use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, SubscribeReas
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client};
 use assay_server::directory::Directory;
+use assay_server::pipeline::A_KEY_IS_AWAY;
 use assay_server::random_bytes;
 use assay_store::Database;
 use assay_wire::{
@@ -45,15 +46,25 @@ impl Health {
             runtime.block_on(async { tokio::join!(self.worker(directory), store(directory)) });
         // Whatever still waits for a name server or the database is not waited for.
         runtime.shutdown_background();
-        let healthy = worker.is_ok() && store.is_ok();
+        // Nobody knows of the keys if no worker answers.
+        let misses_a_key = worker.as_ref().is_ok_and(|answer| answer.misses_a_key);
+        let worker = worker.map(|answer| answer.took);
+        let healthy = worker.is_ok() && store.is_ok() && !misses_a_key;
         if self.json {
             let part = |outcome: &Result<Duration>, key: &str| match outcome {
                 Ok(took) => json!({ key: milliseconds(*took) }),
                 Err(error) => json!({ "error": format!("{error:#}") }),
             };
             let (worker, store) = (part(&worker, "answered_ms"), part(&store, "written_ms"));
-            table::print_json(&json!({ "healthy": healthy, "worker": worker, "store": store }));
+            let mut report = json!({ "healthy": healthy, "worker": worker, "store": store });
+            if misses_a_key {
+                report["keys"] = json!({ "error": MISSES_A_KEY });
+            }
+            table::print_json(&report);
         } else {
+            if misses_a_key {
+                eprintln!("keys: {MISSES_A_KEY}");
+            }
             for (what, outcome, done) in
                 [("worker", worker, "answered in"), ("store", store, "written in")]
             {
@@ -67,8 +78,8 @@ impl Health {
         Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// How long a worker took to answer a ping.
-    async fn worker(&self, directory: &Directory) -> Result<Duration> {
+    /// What a worker answers to a ping.
+    async fn worker(&self, directory: &Directory) -> Result<Answer> {
         let broker = match &self.broker {
             Some(broker) => broker.clone(),
             None => local_url(directory.config().bootstrap)?,
@@ -95,6 +106,13 @@ impl Health {
     }
 }
 
+/// What a worker answered.
+struct Answer {
+    took: Duration,
+    /// A key in a token does not sign.
+    misses_a_key: bool,
+}
+
 /// A question to whichever worker gets it.
 struct Ping {
     client: ClientId,
@@ -103,7 +121,7 @@ struct Ping {
 }
 
 impl Ping {
-    async fn ask(&self, mqtt: &AsyncClient, mut events: EventLoop) -> Result<Duration> {
+    async fn ask(&self, mqtt: &AsyncClient, mut events: EventLoop) -> Result<Answer> {
         let reply = Topic::Reply(self.scope.clone(), self.client.clone()).to_string();
         mqtt.try_subscribe(&reply, QoS::AtLeastOnce)?;
         let mut asked = Instant::now();
@@ -140,26 +158,26 @@ impl Ping {
                         bail!("the broker refuses the request: {reason:?}; look at its access list")
                     }
                 },
-                Event::Incoming(Packet::Publish(message))
-                    if message.topic == reply.as_bytes()
-                        && self.is_answered_by(&message.payload)? =>
-                {
-                    return Ok(asked.elapsed());
+                Event::Incoming(Packet::Publish(message)) if message.topic == reply.as_bytes() => {
+                    if let Some(misses_a_key) = self.misses_a_key(&message.payload)? {
+                        return Ok(Answer { took: asked.elapsed(), misses_a_key });
+                    }
                 }
                 _ => {}
             }
         }
     }
 
-    /// A worker that is *busy* is there: to restart it then would help nobody.
-    fn is_answered_by(&self, message: &[u8]) -> Result<bool> {
+    /// What the worker says of its keys; `None` if this is no answer to the ping. A worker that is
+    /// *busy* is there: to restart it then would help nobody.
+    fn misses_a_key(&self, message: &[u8]) -> Result<Option<bool>> {
         match Reply::decode(message) {
-            Ok(Reply { id, .. }) if id != self.id => Ok(false),
-            Ok(Reply { body: ReplyBody::Pong, .. }) => Ok(true),
+            Ok(Reply { id, .. }) if id != self.id => Ok(None),
+            Ok(Reply { body: ReplyBody::Pong, .. }) => Ok(Some(false)),
             Ok(Reply { body: ReplyBody::Problem(problem), .. })
                 if problem.code == ProblemCode::Busy =>
             {
-                Ok(true)
+                Ok(Some(problem.detail == A_KEY_IS_AWAY))
             }
             Ok(Reply { body: ReplyBody::Problem(problem), .. }) => {
                 bail!("a worker answered {:?}; it may be of an older version", problem.to_string())
@@ -211,9 +229,15 @@ fn milliseconds(time: Duration) -> Value {
 /// should know before.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What to do if a key does not sign.
+const MISSES_A_KEY: &str = "one that is in a token did not sign when the worker last tried it, so \
+                            devices may be told to come again; the worker's log says why, and \
+                            `assay keys test` which; to restart the worker does not help";
+
 const EXAMPLES: &str = "\
 Exit status: 0 when a worker answered and the store could be written, each
-within 5 s; else 1, and stderr says why.
+within 5 s, and the worker misses no key that is in a token; else 1, and stderr
+says why.
 
 Examples:
   assay --dir ca health              the built-in broker, where assay.toml says

@@ -1,11 +1,13 @@
 //! `assay keys`: the CA's keys and secrets, and the change of those that all workers share.
 
 use anyhow::{Result, ensure};
-use assay_server::directory::{Directory, SharedSecret};
+use assay_pkcs11::Uri;
+use assay_server::directory::Directory;
 use assay_server::operations::documents::issuing_state;
-use assay_server::operations::keys::{self, LEAD, Role};
-use assay_server::operations::signers::{self, Place};
+use assay_server::operations::keys::{self, LEAD, Place, Role};
+use assay_server::operations::signers;
 use assay_server::rfc3339;
+use assay_server::shared_secrets::SharedSecret;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use time::OffsetDateTime;
@@ -21,7 +23,7 @@ pub(crate) enum Keys {
     /// Try each: that it works, and how long it takes
     Test(Test),
     /// Make the next one: it is accepted as soon as a worker reads it, and used from a time on
-    Rotate(Rotate),
+    Rotate(Box<Rotate>),
     /// Drop the one before
     Retire(Retire),
 }
@@ -44,6 +46,7 @@ with it.
 Examples:
   assay --dir ca keys rotate ticket && systemctl reload assay
   assay --dir ca keys rotate master --from 2027-01-15T08:00:00Z
+  assay --dir ca keys rotate ticket --key 'pkcs11:token=ca?module-path=/usr/lib/softhsm/libsofthsm2.so'
   assay --dir ca keys list                          # what still needs the old one
   assay --dir ca keys retire ticket && systemctl reload assay")]
 pub(crate) struct Rotate {
@@ -53,6 +56,10 @@ pub(crate) struct Rotate {
     /// old one was stolen [default: in an hour]
     #[arg(long, value_name = "TIME")]
     from: Option<From>,
+    /// Derive it from the HMAC key in a token that this URI names (RFC 7512), or from one that the
+    /// token makes if it names none [default: in a file]
+    #[arg(long, value_name = "URI")]
+    key: Option<Uri>,
 }
 
 #[derive(Args)]
@@ -131,7 +138,7 @@ impl Rotate {
     fn run(self, directory: &Directory) -> Result<()> {
         let now = OffsetDateTime::now_utc();
         let from = self.from.map_or(now + LEAD, |from| from.at(now));
-        let file = keys::rotate(directory, self.secret.secret(), from, now)?;
+        let file = keys::rotate(directory, self.secret.secret(), self.key, from, now)?;
         let stem = self.secret.secret().stem();
         eprintln!("made {file}, used from {} on", rfc3339::seconds(from.unix_timestamp()));
         eprintln!(
@@ -165,10 +172,6 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
         |from: Option<OffsetDateTime>| from.map(|from| rfc3339::seconds(from.unix_timestamp()));
     if json {
         for signer in &signers {
-            let uris = match &signer.place {
-                Place::Tokens(_, uris) => Some(uris.iter().map(ToString::to_string)),
-                Place::File(_) | Place::Elsewhere => None,
-            };
             let file = match &signer.place {
                 Place::File(file) | Place::Tokens(file, _) => Some(file),
                 Place::Elsewhere => None,
@@ -177,7 +180,7 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
                 "key": signer.ca,
                 "kind": signer.kind,
                 "file": file,
-                "tokens": uris.map(Iterator::collect::<Vec<_>>),
+                "tokens": uris_of(&signer.place),
                 "from": from(signer.from),
                 "state": issuing_state(signer.state),
             }));
@@ -192,6 +195,7 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
                 "key": held.secret.stem(),
                 "kind": SECRET_KIND,
                 "file": held.file,
+                "tokens": uris_of(&held.place),
                 "from": from(held.from),
                 "state": role,
                 "needed_by": needed,
@@ -201,16 +205,8 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
     }
     let signers = signers.iter().map(|signer| {
         let from = from(signer.from).unwrap_or_else(|| "-".into());
-        let place = match &signer.place {
-            Place::File(file) => file.clone(),
-            Place::Tokens(_, uris) => {
-                let all: Vec<_> = uris.iter().map(|uri| format!("token {}", uri.token())).collect();
-                all.join(", ")
-            }
-            Place::Elsewhere => "not on this machine".into(),
-        };
         let state = issuing_state(signer.state).into();
-        [signer.ca.into(), signer.kind.clone(), place, from, state]
+        [signer.ca.into(), signer.kind.clone(), shown(&signer.place), from, state]
     });
     let secrets = held.iter().map(|held| {
         let state = match &held.role {
@@ -220,10 +216,29 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
             Role::Before(needed) => format!("before, accepted: {}", needed.join("; ")),
         };
         let from = from(held.from).unwrap_or_else(|| "-".into());
-        [held.secret.stem().into(), SECRET_KIND.into(), held.file.clone(), from, state]
+        [held.secret.stem().into(), SECRET_KIND.into(), shown(&held.place), from, state]
     });
     table::print(["KEY", "KIND", "WHERE", "USED FROM", "STATE"], signers.chain(secrets));
     Ok(())
+}
+
+/// Where a key is, for people.
+fn shown(place: &Place) -> String {
+    match place {
+        Place::File(file) => file.clone(),
+        Place::Tokens(_, uris) => {
+            let all: Vec<_> = uris.iter().map(|uri| format!("token {}", uri.token())).collect();
+            all.join(", ")
+        }
+        Place::Elsewhere => "not on this machine".into(),
+    }
+}
+
+fn uris_of(place: &Place) -> Option<Vec<String>> {
+    match place {
+        Place::Tokens(_, uris) => Some(uris.iter().map(ToString::to_string).collect()),
+        Place::File(_) | Place::Elsewhere => None,
+    }
 }
 
 /// What a shared secret is.

@@ -9,6 +9,7 @@ use assay_broker_plugin::access::Identity;
 use assay_broker_plugin::certificate;
 use assay_broker_plugin::embedded::{ClientCertificates, Tls, bootstrap_tls, operational_tls};
 use assay_mqtt::BrokerUrl;
+use assay_server::ca::Ca;
 use assay_server::directory::{Credentials, Directory};
 use assay_server::pipeline::Outfit;
 use assay_wire::Flow;
@@ -36,7 +37,7 @@ impl ServerOutfit {
         warn_of_exposed(directory);
         let server = ServerCredentials::check(directory, listeners)?;
         let worker = WorkerCredentials::check(directory)?;
-        let ca = directory.ca()?;
+        let ca = with_secrets(directory.ca()?);
         directory.store()?.record_scope(&ca.scope)?;
         let certificates = match ca.profile.offers(Flow::SharedKey) {
             true => ClientCertificates::Optional,
@@ -56,9 +57,18 @@ pub(super) fn worker_outfit(directory: &Directory, broker_ca: Option<&Path>) -> 
     let roots = broker_roots(directory, broker_ca)?;
     // Whether they are good is for the broker to say, which may know another CA.
     let credentials = directory.credentials("worker")?;
-    let ca = directory.ca()?;
+    let ca = with_secrets(directory.ca()?);
     directory.store()?.record_scope(&ca.scope)?;
     Ok(Outfit { ca: Arc::new(ca), tls: client_tls(credentials, roots, "worker")? })
+}
+
+/// The CA with the secrets that tokens derive, if they do now; else a worker asks again.
+fn with_secrets(ca: Ca) -> Ca {
+    if let Err(error) = ca.fetch_secrets() {
+        let error = format!("{error:#}");
+        warn!(%error, "a secret of the CA is missing; devices are told to come again until its token answers");
+    }
+    ca
 }
 
 /// What vouches for a broker: `broker_ca`, or else the CA's own root.

@@ -489,7 +489,7 @@ fn check(
     let (_, leaf) = issuer.throw_away_device(&directory.config().scope, from, &mut random())?;
     let leaf = CertificateDer::from_pem_slice(leaf.certificate.as_bytes())?;
     let issuing = issuer.certificate().clone();
-    directory.issuers_with(Some((from, issuer)))?;
+    directory.issuers_with(Some((from, issuer)), &mut Tokens::default())?;
 
     let provider = aws_lc_rs::default_provider().into();
     let verifier =

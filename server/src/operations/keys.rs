@@ -4,14 +4,16 @@ use std::fs::{self, File};
 
 use anyhow::{Context, Result, bail, ensure};
 use assay_ca_core::{CLAIM_LIFETIME, CLOCK_SKEW, MasterSecret, TicketKey};
+use assay_pkcs11::Uri;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
-use crate::directory::{Directory, SharedSecret};
+use crate::directory::Directory;
 use crate::issuing_files::Files;
 use crate::new_files::SECRET;
 use crate::random::random;
 use crate::rfc3339;
+use crate::shared_secrets::{KeptSecret, SharedSecret};
 
 /// A secret in the CA's directory.
 pub struct Held {
@@ -19,10 +21,23 @@ pub struct Held {
     pub secret: SharedSecret,
     /// The name of its file.
     pub file: String,
+    /// Where it is, as that file says.
+    pub place: Place,
     /// From when on it is used; `None` is from the beginning.
     pub from: Option<OffsetDateTime>,
     /// What it does now.
     pub role: Role,
+}
+
+/// Where a key is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In this file.
+    File(String),
+    /// In these tokens, which this file names.
+    Tokens(String, Vec<Uri>),
+    /// Not on this machine.
+    Elsewhere,
 }
 
 /// What a secret does now.
@@ -49,21 +64,30 @@ pub fn list(directory: &Directory, now: OffsetDateTime) -> Result<Vec<Held>> {
             Some(from) if from > now => (Role::InUse, Some(Role::Next)),
             Some(from) => (Role::Before(needed(directory, secret, from, now)?), Some(Role::InUse)),
         };
-        held.push(Held { secret, file: secret.file(None), from: None, role: first });
-        let second = second.map(|role| Held { secret, file: secret.file(next), from: next, role });
-        held.extend(second);
+        let of = |from: Option<OffsetDateTime>, role| -> Result<Held> {
+            let file = secret.file(from);
+            let place = match KeptSecret::read(&directory.path().join(&file))? {
+                KeptSecret::Here(_) => Place::File(file.clone()),
+                KeptSecret::Token(uris, _) => Place::Tokens(file.clone(), uris),
+            };
+            Ok(Held { secret, file, place, from, role })
+        };
+        held.push(of(None, first)?);
+        held.extend(second.map(|role| of(next, role)).transpose()?);
     }
     Ok(held)
 }
 
 /// Makes a secret that is used from `from` on, in place of the one in use. Until then, and while
-/// both are there, both are accepted. Returns the name of its file.
+/// both are there, both are accepted. It is derived from the `key` in a token, which is made if the
+/// URI names none, or else kept in its file. Returns the name of the file.
 ///
 /// # Errors
-/// Two are there already, or the file cannot be written.
+/// Two are there already, the token failed, or the file cannot be written.
 pub fn rotate(
     directory: &Directory,
     secret: SharedSecret,
+    key: Option<Uri>,
     from: OffsetDateTime,
     now: OffsetDateTime,
 ) -> Result<String> {
@@ -80,12 +104,17 @@ pub fn rotate(
         ),
         None => {}
     }
-    let content = Zeroizing::new(match secret {
-        SharedSecret::Ticket => *TicketKey::generate(&mut random()).secret(),
-        SharedSecret::Master => *MasterSecret::generate(&mut random()).secret(),
-    });
+    let kept = match (key, secret) {
+        (Some(uri), _) => KeptSecret::in_token(uri, secret, now)?,
+        (None, SharedSecret::Ticket) => {
+            KeptSecret::Here(Zeroizing::new(*TicketKey::generate(&mut random()).secret()))
+        }
+        (None, SharedSecret::Master) => {
+            KeptSecret::Here(Zeroizing::new(*MasterSecret::generate(&mut random()).secret()))
+        }
+    };
     let file = secret.file(Some(from));
-    Files::open(directory.path())?.put(&file, &*content, SECRET)?;
+    Files::open(directory.path())?.put(&file, &kept.content(), SECRET)?;
     Ok(file)
 }
 
@@ -117,7 +146,7 @@ pub fn retire(
         "the {stem} key of before is still needed: {}. With --force it is dropped now",
         needed.join("; ")
     );
-    // What is renamed is what was checked: 32 bytes.
+    // What is renamed is what was checked: a secret, or where one is.
     _ = directory.ca().context("the keys in this directory")?;
     let path = directory.path();
     let rename = || -> Result<()> {
@@ -200,9 +229,9 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let (directory, now) = (directory(&parent), now());
         let from = now + LEAD;
-        let used = |at| *directory.ca().unwrap().ticket_keys.in_use(at).secret();
+        let used = |at| *directory.ca().unwrap().ticket_keys.get().unwrap().in_use(at).secret();
         let old = used(now);
-        let file = rotate(&directory, SharedSecret::Ticket, from, now).unwrap();
+        let file = rotate(&directory, SharedSecret::Ticket, None, from, now).unwrap();
         assert_eq!([used(from - Duration::SECOND), used(now)], [old, old]);
         let new = used(from);
         assert_ne!(new, old);
@@ -213,9 +242,9 @@ mod tests {
         assert!(directory.files().unwrap().iter().any(|(name, _)| *name == file), "in backups");
 
         // A second one, and the end of the one in use, are refused.
-        assert!(rotate(&directory, SharedSecret::Ticket, from, now).is_err());
+        assert!(rotate(&directory, SharedSecret::Ticket, None, from, now).is_err());
         assert!(retire(&directory, SharedSecret::Ticket, true, now).is_err());
-        assert!(rotate(&directory, SharedSecret::Ticket, from, from).is_err());
+        assert!(rotate(&directory, SharedSecret::Ticket, None, from, from).is_err());
         let late = from + CLOCK_SKEW + CLAIM_LIFETIME;
         let Role::Before(needed) = &roles(&directory, late - Duration::SECOND)[0].1 else {
             panic!()
@@ -234,15 +263,15 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let (directory, now) = (directory(&parent), now());
         let kind = SharedSecret::Master;
-        let file = rotate(&directory, kind, now, now).unwrap();
+        let file = rotate(&directory, kind, None, now, now).unwrap();
         let new = fs::read(directory.path().join(file)).unwrap();
         let listed = directory.next_secret(kind).unwrap();
         retire(&directory, kind, true, now).unwrap();
-        let keys = directory.beside(kind, listed, |key| key).unwrap();
-        assert_eq!(keys.in_use(now)[..], new);
+        let keys = directory.beside(kind, listed).unwrap();
+        assert_eq!(keys.in_use(now).content()[..], new);
         // One that is gone for another reason is an error.
         fs::write(directory.path().join(kind.file(listed)), "short").unwrap();
-        assert!(directory.beside(kind, listed, |key| key).is_err());
+        assert!(directory.beside(kind, listed).is_err());
     }
 
     #[test]
@@ -261,12 +290,12 @@ mod tests {
             issued_at: now,
             confirm_by: Some(now + Duration::HOUR),
         };
-        let key = ca.ticket_keys.in_use(now);
+        let key = ca.ticket_keys.get().unwrap().in_use(now);
         let sealed = unchecked::sealed(facts, vec![7], key, &mut random()).unwrap();
         let entries = [Entry { act: Act::Seal(sealed), basis: None, audit: None }];
         _ = directory.store().unwrap().record(&ca.scope, &entries).unwrap();
         let from = now + Duration::SECOND;
-        rotate(&directory, SharedSecret::Ticket, from, now).unwrap();
+        rotate(&directory, SharedSecret::Ticket, None, from, now).unwrap();
         let at = from + Duration::minutes(10);
         let refused = retire(&directory, SharedSecret::Ticket, false, at).unwrap_err().to_string();
         assert!(refused.contains("1 certificates wait"), "{refused}");
@@ -279,7 +308,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let (directory, now) = (directory(&parent), now());
         fs::write(directory.path().join("master-old.key"), [7; 32]).unwrap();
-        rotate(&directory, SharedSecret::Master, now, now).unwrap();
+        rotate(&directory, SharedSecret::Master, None, now, now).unwrap();
         directory.ca().unwrap();
         let third = SharedSecret::Master.file(Some(now + LEAD));
         fs::write(directory.path().join(third), [7; 32]).unwrap();

@@ -1,11 +1,13 @@
 //! Makes a CA from a backup, in a new epoch; and lets it serve again.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use assay_ca_core::{MasterSecret, TicketKey};
+use assay_pkcs11::Uri;
 use assay_store::sqlite::Sqlite;
 use assay_store::{
     Database, ListedAre, Progress, PublishedList, Raised, SharedKeys, Store, TakenOver, copy,
@@ -13,10 +15,13 @@ use assay_store::{
 use pem::Pem;
 use time::OffsetDateTime;
 
+use super::keys::Place;
+use super::signers;
 use crate::age::Identity;
 use crate::backup_file::{self, Manifest};
-use crate::directory::{Directory, SharedSecret, empty_directory};
+use crate::directory::{Directory, empty_directory};
 use crate::random::random;
+use crate::shared_secrets::{KeptSecret, SharedSecret};
 
 /// A CA that was restored.
 #[derive(Clone, Debug)]
@@ -37,6 +42,30 @@ pub struct Restored {
     pub identities: Vec<String>,
     /// The certificates of vendors that are trusted on record.
     pub anchors: Vec<String>,
+    /// The tokens that have keys of the CA.
+    pub tokens: BTreeSet<String>,
+    /// The ticket key came from a token. The new one does not.
+    pub ticket_key_was_in_token: bool,
+}
+
+/// The tokens without which this CA does not sign or knows not all of its secrets.
+fn tokens_of(directory: &Directory, now: OffsetDateTime) -> Result<BTreeSet<String>> {
+    let mut uris = Vec::new();
+    for signer in signers::list(directory, now)? {
+        if let Place::Tokens(_, its) = signer.place {
+            uris.extend(its);
+        }
+    }
+    for secret in SharedSecret::ALL {
+        let kept = directory.beside(secret, directory.next_secret(secret)?)?;
+        for kept in kept.iter() {
+            if let KeptSecret::Token(its, _) = kept {
+                uris.extend_from_slice(its);
+            }
+        }
+    }
+    let shown = |uri: &Uri| format!("{} by {}", uri.token(), uri.module().display());
+    Ok(uris.iter().map(shown).collect())
 }
 
 /// Makes the CA anew in a directory that is empty, or holds only an `assay.toml`, which is then
@@ -78,6 +107,8 @@ pub fn restore(
         }
         // Claims and tickets of before end with the one, all shared keys with the other.
         let mut replaced = vec![SharedSecret::Ticket];
+        let before = KeptSecret::read(&staged(Directory::TICKET_KEY));
+        let ticket_key_was_in_token = matches!(before, Ok(KeptSecret::Token(..)));
         fs::write(staged(Directory::TICKET_KEY), TicketKey::generate(&mut random()).secret())?;
         if shared_keys == SharedKeys::Retire {
             replaced.push(SharedSecret::Master);
@@ -94,7 +125,7 @@ pub fn restore(
         let record = staged(Directory::RECORD);
         let mut store = Sqlite::open(&record).context("the record in the backup")?;
         let raised = store.raise_epoch(backed_up_at, shared_keys, now)?;
-        let restored = Restored {
+        let mut restored = Restored {
             backed_up_at,
             restored_at: now,
             place: directory.join(Directory::RECORD).display().to_string(),
@@ -103,11 +134,14 @@ pub fn restore(
             identities: good_identities(&store, now)?,
             anchors: store.anchors()?.into_iter().map(|row| row.subject).collect(),
             manifest: unpacked,
+            tokens: BTreeSet::new(),
+            ticket_key_was_in_token,
         };
         // So that nothing is left in a log beside the file.
         drop(store);
         let held = Directory::open(&staging.path())?;
         held.ca().context("the keys in the backup")?;
+        restored.tokens = tokens_of(&held, now)?;
         // Whoever can write the file can put another one in its place: its settings must not say
         // who gets the record, nor which password file is read for that.
         ensure!(

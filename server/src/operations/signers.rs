@@ -3,20 +3,20 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use assay_pkcs11::{Tokens, Uri};
+use assay_pkcs11::Tokens;
 use aws_lc_rs::hmac;
 use rcgen::{KeyPair, SigningKey};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::OffsetDateTime;
-use zeroize::Zeroizing;
 
 use super::issuing::State;
-use super::keys;
+use super::keys::{self, Place};
 use crate::dated;
 use crate::directory::Directory;
 use crate::issuing_files::Files;
 use crate::issuing_keys::{KeptKey, public_key};
+use crate::shared_secrets::{KeptSecret, derive};
 
 /// The key of a CA.
 pub struct Signer {
@@ -32,17 +32,6 @@ pub struct Signer {
     pub from: Option<OffsetDateTime>,
     /// What it is for now.
     pub state: State,
-}
-
-/// Where a key is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// In this file.
-    File(String),
-    /// In these tokens, which this file names.
-    Tokens(String, Vec<Uri>),
-    /// Not on this machine.
-    Elsewhere,
 }
 
 /// The keys of all CAs, the oldest of each first.
@@ -140,12 +129,24 @@ pub fn test(directory: &Directory, times: u16, now: OffsetDateTime) -> Result<Ve
         }
     }
     for held in keys::list(directory, now)? {
-        let outcome = Zeroizing::new(std::fs::read(directory.path().join(&held.file))?);
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &outcome);
-        let outcome = median(times, |_| Ok(_ = hmac::sign(&key, MESSAGE)));
-        let outcome = outcome.map_err(|error| format!("{error:#}"));
         let files = held.file.trim_end_matches(".key").to_owned();
-        tried.push(Tried { files, place: held.file, outcome });
+        let mut take = |place: String, outcome: Result<Duration>| {
+            let outcome = outcome.map_err(|error| format!("{error:#}"));
+            tried.push(Tried { files: files.clone(), place, outcome });
+        };
+        match KeptSecret::read(&directory.path().join(&held.file))? {
+            KeptSecret::Here(secret) => {
+                let key = hmac::Key::new(hmac::HMAC_SHA256, &*secret);
+                take(held.file, median(times, |_| Ok(_ = hmac::sign(&key, MESSAGE))));
+            }
+            KeptSecret::Token(uris, check) => {
+                for uri in uris {
+                    let key = tokens.secret(std::slice::from_ref(&uri));
+                    let derived = || derive(&key, 0, held.secret, &check).map(drop);
+                    take(uri.to_string(), median(times, |_| derived()));
+                }
+            }
+        }
     }
     Ok(tried)
 }

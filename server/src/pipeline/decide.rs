@@ -2,7 +2,7 @@
 
 use assay_ca_core::Rejection;
 use assay_store::Waiting;
-use assay_wire::{Bytes, MAX_SIGNED_CONFIGURATION, Problem, ReplyBody};
+use assay_wire::{Bytes, EkId, MAX_SIGNED_CONFIGURATION, Problem, ReplyBody};
 use time::OffsetDateTime;
 
 use super::decision_log::DecisionLog;
@@ -11,6 +11,7 @@ use super::job::Received;
 use super::outcome::{About, Issued, Refusal};
 use super::plan::{Plan, Planner};
 use super::sign::{Signed, sign};
+use super::signatures::Standing;
 use crate::ca::Ca;
 
 /// Everything that can become of a request.
@@ -126,18 +127,24 @@ pub(super) fn plan(
 }
 
 impl Unsigned {
-    /// Whether a key that is elsewhere has to sign.
-    pub(super) fn signs_elsewhere(&self) -> bool {
-        match &self.plan {
-            Plan::Certify(certification, _) => certification.signs_elsewhere(),
-            Plan::Enroll(sealing, _) => sealing.signs_elsewhere(),
-            Plan::Renew(renewing, _) | Plan::Rekey(renewing, _) => renewing.signs_elsewhere(),
+    /// Whose request it is, and what it has shown, if a key that is elsewhere has to sign.
+    pub(super) fn waits_for_a_key(&self) -> Option<(EkId, Standing)> {
+        let (signs_elsewhere, standing) = match &self.plan {
+            Plan::Certify(certification, _) => {
+                (certification.signs_elsewhere(), Standing::Finishes)
+            }
+            Plan::Renew(renewing, _) | Plan::Rekey(renewing, _) => {
+                (renewing.signs_elsewhere(), Standing::Finishes)
+            }
+            Plan::Enroll(sealing, _) => (sealing.signs_elsewhere(), Standing::Begins),
             Plan::Pong
             | Plan::Challenge(..)
             | Plan::Confirm(..)
             | Plan::Register(..)
-            | Plan::Adopt(..) => false,
-        }
+            | Plan::Adopt(..) => return None,
+        };
+        // Whatever was examined has an EK, except for a ping.
+        self.about.ek_id.filter(|_| signs_elsewhere).map(|ek| (ek, standing))
     }
 
     /// Whom it is about.

@@ -58,7 +58,7 @@ fn examine_body(
     body: RequestBody,
     about: &mut About,
 ) -> Result<Examined, Refusal> {
-    let (scope, keys, now) = (&ca.scope, &ca.ticket_keys, received.at);
+    let (scope, now) = (&ca.scope, received.at);
     Ok(match body {
         RequestBody::Challenge(bundle) => {
             let evidence = Evidence::parse(bundle)?;
@@ -71,7 +71,7 @@ fn examine_body(
             Examined::Challenge(ca.profile.offer()?, evidence, Instead::OnceTaken)
         }
         RequestBody::Certify(proof) => {
-            let device = ProvenDevice::verify(&proof, scope, keys, now)?;
+            let device = ProvenDevice::verify(&proof, scope, ca.ticket_keys.get()?, now)?;
             about.ek_id = Some(device.ek_id());
             about.device = Some(Whom::Proven(device.device_id().clone()));
             Examined::Certify(device)
@@ -82,7 +82,7 @@ fn examine_body(
             Examined::Enroll(ca.profile.offer()?, evidence)
         }
         RequestBody::Confirm(proof) => {
-            let confirmation = Confirmation::verify(&proof, scope, keys, now)?;
+            let confirmation = Confirmation::verify(&proof, scope, ca.ticket_keys.get()?, now)?;
             about.ek_id = Some(confirmation.ek_id());
             Examined::Confirm(confirmation)
         }

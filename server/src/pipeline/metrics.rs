@@ -16,6 +16,7 @@ use super::job::Job;
 use super::process::ToSign;
 use super::queues::Queues;
 use super::record::Write;
+use super::signatures::ToBeSigned;
 
 /// What a worker counts. Copies count together.
 #[derive(Clone)]
@@ -47,7 +48,7 @@ struct Queue {
 pub(super) struct Waiting {
     pub(super) jobs: Queues<Receiver<Box<Job>>>,
     pub(super) writes: Receiver<Write>,
-    pub(super) unsigned: Receiver<Box<ToSign>>,
+    pub(super) unsigned: ToBeSigned<Box<ToSign>>,
 }
 
 impl Default for Metrics {

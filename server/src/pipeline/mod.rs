@@ -30,6 +30,7 @@ mod examine;
 mod herald;
 mod intake;
 mod job;
+mod key_watch;
 mod ledger;
 mod metrics;
 mod outbox;
@@ -42,6 +43,7 @@ mod pulse;
 mod queues;
 mod record;
 mod sign;
+mod signatures;
 mod threads;
 
 use std::sync::Arc;
@@ -61,7 +63,7 @@ pub use decision_log::DecisionLog;
 pub use herald::MAX_LIST;
 pub use job::Received;
 pub use metrics::Metrics;
-pub use outcome::{About, Issued};
+pub use outcome::{A_KEY_IS_AWAY, About, Issued};
 pub use plan::Planner;
 
 use crate::ca::Ca;

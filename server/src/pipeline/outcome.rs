@@ -7,6 +7,7 @@ use assay_wire::{DeviceId, EkId, Problem, ProblemCode, ReplyBody};
 use super::authorise::Asking;
 use super::decision_log::DecisionLog;
 use super::job::Job;
+use crate::shared_secrets::SecretAway;
 
 /// What is new for a device.
 pub struct Issued {
@@ -81,6 +82,9 @@ pub(super) enum Refusal {
     /// Our fault. The device learns no more than that.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Our fault. The device is told to come again.
+    #[error(transparent)]
+    SecretAway(#[from] SecretAway),
     /// What the plan depends on was changed by the planner itself.
     #[error("planned again")]
     PlanAgain,
@@ -102,6 +106,7 @@ impl Refusal {
             Self::Rejection(rejection) => rejection.problem(),
             // Whoever holds the key says once what is wrong.
             Self::Fault(Fault::KeyAway) => key_away(),
+            Self::SecretAway(_) => secret_away(),
             Self::Fault(_) | Self::Store(_) | Self::PlanAgain => {
                 log.fault("the CA failed", self);
                 internal()
@@ -120,9 +125,20 @@ pub(super) fn contended() -> Problem {
     Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_CONTENTION_S)
 }
 
+/// The answer to a ping while a key of the CA is elsewhere and does not sign.
+pub(super) fn a_key_is_away() -> Problem {
+    Problem::new(ProblemCode::Busy, A_KEY_IS_AWAY.into()).retry_after(RETRY_AFTER_INTERNAL_S)
+}
+
 /// The answer while the issuing key is elsewhere and does not sign.
 pub(super) fn key_away() -> Problem {
     let detail = "the key that signs certificates cannot be reached";
+    Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_INTERNAL_S)
+}
+
+/// The answer until a token has derived a secret of the CA.
+fn secret_away() -> Problem {
+    let detail = "a secret of the CA, which is in a token, cannot be reached";
     Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_INTERNAL_S)
 }
 
@@ -130,6 +146,14 @@ pub(super) fn key_away() -> Problem {
 pub(super) fn signatures_wait(retry_after: u32) -> Problem {
     let detail = "many certificates wait for their signature";
     Problem::new(ProblemCode::Busy, detail.into()).retry_after(retry_after)
+}
+
+/// The answer if another request of the same TPM waits for a signature. Its sender may repeat
+/// itself, after some seconds that are not the same for all.
+pub(super) fn is_being_signed(random: u32) -> Problem {
+    let detail = "another request of this TPM waits for its signature";
+    let advice = RETRY_AFTER_CONTENTION_S + random % 3;
+    Problem::new(ProblemCode::Busy, detail.into()).retry_after(advice)
 }
 
 /// The answer while the CA's clock is wrong, or the CA is held.
@@ -143,6 +167,8 @@ pub(super) fn internal() -> Problem {
         .retry_after(RETRY_AFTER_INTERNAL_S)
 }
 
+/// By this, `assay health` tells that answer from others.
+pub const A_KEY_IS_AWAY: &str = "a key of the CA that is in a token does not sign";
 /// A full disk or a stopped signer is not repaired faster.
 const RETRY_AFTER_INTERNAL_S: u32 = 10;
 /// Whatever changes one TPM's record several times within milliseconds has ended by then.

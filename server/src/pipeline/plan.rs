@@ -114,7 +114,7 @@ impl Planner {
                     records,
                     active.as_ref(),
                     waiting,
-                    &ca.ticket_keys,
+                    ca.ticket_keys.get()?,
                     &ca.profile.lasting(device.lifetime()),
                     &ca.issuers,
                     now,
@@ -155,7 +155,7 @@ impl Planner {
                     records,
                     active.as_ref(),
                     waiting,
-                    &ca.ticket_keys,
+                    ca.ticket_keys.get()?,
                     &ca.profile.lasting(admitted.lifetime()),
                     &ca.issuers,
                     now,
@@ -171,7 +171,7 @@ impl Planner {
                 )?;
                 let basis = of_waiting(&sealed, now);
                 let confirming =
-                    Confirming::plan(confirmation.clone(), sealed, &ca.ticket_keys, now)?;
+                    Confirming::plan(confirmation.clone(), sealed, ca.ticket_keys.get()?, now)?;
                 about.device = Some(Whom::Proven(confirming.device_id().clone()));
                 Plan::Confirm(confirming, basis)
             }
@@ -205,7 +205,7 @@ impl Planner {
                     proof,
                     records,
                     waiting,
-                    &ca.ticket_keys,
+                    ca.ticket_keys.get()?,
                     &ca.profile.lasting(admitted.lifetime()),
                     &ca.issuers,
                     now,
@@ -220,7 +220,8 @@ impl Planner {
                 let (ek, sha256) = (evidence.ek_id(), evidence.certificate_sha256());
                 let waiting = self.store.sealed_certificate(&ek, sha256, now)?;
                 let basis = of_waiting(&waiting, now);
-                let adopting = Adopting::plan(evidence, waiting, &ca.scope, &ca.ticket_keys, now)?;
+                let adopting =
+                    Adopting::plan(evidence, waiting, &ca.scope, ca.ticket_keys.get()?, now)?;
                 about.device = Some(Whom::Proven(adopting.device_id().clone()));
                 Plan::Adopt(adopting, basis)
             }
@@ -410,18 +411,25 @@ impl Planner {
         now: OffsetDateTime,
     ) -> Result<Admitted<F>, Refusal> {
         let Some(place) = admitted.place() else { return Ok(admitted) };
-        let ek = admitted.ek_id();
+        match self.take(&admitted.ek_id(), place, now)? {
+            true => Ok(admitted),
+            false => Err(admitted.full().into()),
+        }
+    }
+
+    /// Whether the EK has this place now.
+    fn take(&mut self, ek: &EkId, place: &Place, now: OffsetDateTime) -> Result<bool, StoreError> {
         let was_full = self.full.get(place).is_some_and(|at| at.elapsed() < FULL);
         // To look for a free place in a large group that is full takes a while, and anybody can ask.
-        if was_full && !self.store.has_place(&ek, place)? {
-            return Err(admitted.full().into());
+        if was_full && !self.store.has_place(ek, place)? {
+            return Ok(false);
         }
-        if self.store.take_place(&ek, place, now)? {
-            return Ok(admitted);
+        if self.store.take_place(ek, place, now)? {
+            return Ok(true);
         }
         self.full.retain(|_, at| at.elapsed() < FULL);
         self.full.insert(place.clone(), Instant::now());
-        Err(admitted.full().into())
+        Ok(false)
     }
 }
 
@@ -456,5 +464,39 @@ fn of_waiting(certificate: &SealedOnRecord, now: OffsetDateTime) -> Option<Basis
             Some(Basis::of_waiting(certificate, records, now))
         }
         SealedOnRecord::Active { .. } | SealedOnRecord::Ended => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::directory::Directory;
+
+    #[test]
+    fn group_that_is_full_is_not_searched_again_for_a_while_and_its_members_pass() {
+        let parent = tempfile::tempdir().unwrap();
+        Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+        let directory = Directory::open(&parent.path().join("ca")).unwrap();
+        let mut planner = Planner::open(directory.store().unwrap()).unwrap();
+        let (now, place) =
+            (OffsetDateTime::now_utc(), |quota| Place { group: "pumps".parse().unwrap(), quota });
+        let [member, next] = [[1; 32], [2; 32]].map(EkId::from);
+        assert!(planner.take(&member, &place(1), now).unwrap());
+        assert!(!planner.take(&next, &place(1), now).unwrap());
+        let noticed = planner.full[&place(1)];
+        // The place of a device that never comes is free in the end, and nobody looks yet.
+        let later = now + time::Duration::days(30);
+        assert!(!planner.take(&next, &place(1), later).unwrap());
+        assert_eq!(planner.full[&place(1)], noticed, "it was not searched");
+        assert!(planner.take(&member, &place(1), later).unwrap(), "it has its place");
+        // One that has more places now is another.
+        assert!(planner.take(&next, &place(2), now).unwrap());
+        assert!(!planner.take(&EkId::from([3; 32]), &place(2), now).unwrap());
+        assert_eq!(planner.full.len(), 2);
+        thread::sleep(FULL);
+        assert!(!planner.take(&EkId::from([4; 32]), &place(2), now).unwrap());
+        assert_eq!(planner.full.len(), 1, "what is old is forgotten");
     }
 }

@@ -3,7 +3,8 @@
 //! signature waits for one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use assay_wire::ReplyBody;
@@ -16,17 +17,17 @@ use super::authorise::{BeingAsked, ToAuthorise, is_being_asked};
 use super::decide::{self, Examination, Outcome, Step, Unsigned};
 use super::decision_log::DecisionLog;
 use super::job::Job;
+use super::key_watch::KeyWatch;
 use super::outbox::Outbox;
-use super::outcome::{About, busy, internal, not_now, signatures_wait};
+use super::outcome::{About, a_key_is_away, busy, internal, not_now};
 use super::plan::Planner;
 use super::planned::Planned;
-use super::pressure::Pressure;
 use super::pulse::Pulse;
 use super::queues::{Queues, Work};
 use super::record::{Write, announce};
+use super::signatures::{Placed, Signatures, ToBeSigned};
 use crate::ca::Ca;
 use crate::clock::Gate;
-use crate::random::random_u32;
 
 /// What the threads take from, and where they put what they decide.
 pub(super) struct Ends {
@@ -41,13 +42,8 @@ pub(super) struct Ends {
     pub(super) gate: Arc<Gate>,
 }
 
-/// The threads that sign with keys that are elsewhere.
-#[derive(Clone)]
-pub(super) struct Signers {
-    pub(super) unsigned: Sender<Box<ToSign>>,
-    /// Of the queue of what is to be signed.
-    pub(super) pressure: Arc<Mutex<Pressure>>,
-}
+/// Those who sign with keys that are elsewhere.
+pub(super) type Signers = Signatures<Box<ToSign>>;
 
 /// Where decisions go.
 #[derive(Clone)]
@@ -55,6 +51,7 @@ pub(super) struct Decided {
     pub(super) writes: Sender<Write>,
     pub(super) outbox: Outbox,
     pub(super) log: DecisionLog,
+    pub(super) keys: KeyWatch,
 }
 
 /// A request that waits for a signature.
@@ -65,15 +62,16 @@ pub(super) struct ToSign {
     attempts: u32,
 }
 
-/// Signs until nobody plans any more.
-pub(super) fn sign(waiting: &Receiver<Box<ToSign>>, decided: &Decided) {
-    for to_sign in waiting {
-        let ToSign { ca, job, unsigned, attempts } = *to_sign;
+/// Signs until nobody plans any more. `taken` counts what any thread took.
+pub(super) fn sign(waiting: &ToBeSigned<Box<ToSign>>, taken: &AtomicUsize, decided: &Decided) {
+    while let Some(Placed { item, place }) = waiting.next(taken.fetch_add(1, Ordering::Relaxed)) {
+        let ToSign { ca, job, unsigned, attempts } = *item;
         let (at, log) = (job.received.at, &decided.log);
         let began = Instant::now();
         let (outcome, about) = caught(&job, log, || unsigned.sign(&ca, at, log))
             .unwrap_or_else(|| (Outcome::Refused(internal()), About::unreadable()));
         decided.outbox.metrics.took("sign", began.elapsed());
+        drop(place);
         decided.take(ca, job, outcome, about, attempts);
     }
 }
@@ -154,25 +152,24 @@ impl Signers {
     ) {
         let (at, log) = (job.received.at, &decided.log);
         let unsigned = match step {
-            Step::Unsigned(unsigned) if unsigned.signs_elsewhere() => unsigned,
-            Step::Unsigned(unsigned) => {
-                let began = Instant::now();
-                let (outcome, about) = caught(&job, log, || unsigned.sign(&ca, at, log))
-                    .unwrap_or_else(|| (Outcome::Refused(internal()), About::unreadable()));
-                decided.outbox.metrics.took("sign", began.elapsed());
-                return decided.take(ca, job, outcome, about, attempts);
-            }
+            Step::Unsigned(unsigned) => unsigned,
             Step::Decided(done) => {
                 let (outcome, about) = *done;
                 return decided.take(ca, job, outcome, about, attempts);
             }
         };
-        let pressure = || self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.unsigned.try_send(Box::new(ToSign { ca, job, unsigned, attempts })) {
-            Ok(()) => pressure().take(Instant::now()),
-            Err(error) => {
-                let ToSign { ca, job, unsigned, attempts } = *error.into_inner();
-                let problem = signatures_wait(pressure().send_away(Instant::now(), random_u32()));
+        match unsigned.waits_for_a_key() {
+            None => {
+                let began = Instant::now();
+                let (outcome, about) = caught(&job, log, || unsigned.sign(&ca, at, log))
+                    .unwrap_or_else(|| (Outcome::Refused(internal()), About::unreadable()));
+                decided.outbox.metrics.took("sign", began.elapsed());
+                decided.take(ca, job, outcome, about, attempts);
+            }
+            Some((ek, standing)) => {
+                let to_sign = Box::new(ToSign { ca, job, unsigned, attempts });
+                let Err((to_sign, problem)) = self.put(to_sign, ek, standing) else { return };
+                let ToSign { ca, job, unsigned, attempts } = *to_sign;
                 let about = unsigned.into_about();
                 decided.take(ca, job, Outcome::Refused(problem), about, attempts);
             }
@@ -196,12 +193,16 @@ impl Decided {
         mut about: About,
         attempts: u32,
     ) {
-        let Self { writes, outbox, log } = self;
+        let Self { writes, outbox, log, keys } = self;
         let learnt = about.take_facts();
         match outcome {
             Outcome::Pong => {
                 debug!(client = %job.received.client, "ping answered");
-                outbox.reply(job, ReplyBody::Pong);
+                let reply = match keys.misses_one() {
+                    true => ReplyBody::Problem(a_key_is_away()),
+                    false => ReplyBody::Pong,
+                };
+                outbox.reply(job, reply);
             }
             Outcome::Answered(reply) => {
                 let audit = about.audit(&job, None);
@@ -240,6 +241,8 @@ const RETRY_AFTER_QUESTIONS_S: u32 = 5;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use assay_store::{Act, Database};
     use assay_wire::{ClientId, ProblemCode, Request, RequestBody, RequestId};
     use crossbeam_channel::{never, unbounded};
@@ -275,11 +278,13 @@ mod tests {
                 pulses: never(),
                 doubtful: unbounded().0,
                 being_asked: BeingAsked::default(),
-                signers: Signers {
-                    unsigned: unbounded().0,
-                    pressure: Arc::new(Mutex::new(Pressure::new(Instant::now()))),
+                signers: Signatures::new().0,
+                decided: Decided {
+                    writes: unbounded().0,
+                    outbox,
+                    log: DecisionLog::default(),
+                    keys: KeyWatch::default(),
                 },
-                decided: Decided { writes: unbounded().0, outbox, log: DecisionLog::default() },
                 gate: Arc::new(gate),
             };
             again.send(Box::new(a_ping_to_plan_again(&ca, &ends))).unwrap();

@@ -39,7 +39,7 @@ pub(super) fn sign(
     Ok(match plan {
         Plan::Pong => Signed::Pong,
         Plan::Challenge(admitted, ik, instead) => {
-            let (scope, key) = (&ca.scope, ca.ticket_keys.in_use(now));
+            let (scope, key) = (&ca.scope, ca.ticket_keys.get()?.in_use(now));
             let challenge =
                 Challenge::new(&admitted, &ik, instead, scope, key, now, &mut random())?;
             Signed::Answer(ReplyBody::Challenge(challenge.into_reply()))
@@ -57,7 +57,8 @@ pub(super) fn sign(
         }
         Plan::Enroll(sealing, basis) => {
             let sealing = sealing.with_configuration(configuration);
-            let (reply, issued) = sealing.sign(ca.ticket_keys.in_use(now), now, &mut random())?;
+            let (reply, issued) =
+                sealing.sign(ca.ticket_keys.get()?.in_use(now), now, &mut random())?;
             let reply = ReplyBody::Sealed(reply);
             match issued {
                 None => Signed::Answer(reply),
@@ -83,7 +84,8 @@ pub(super) fn sign(
             Signed::new(Act::Activate(*confirmed), basis, ReplyBody::Adopted)
         }
         Plan::Register(offer, basis) => {
-            let activation = offer.activation(&ca.scope, ca.masters.in_use(now), &mut random())?;
+            let activation =
+                offer.activation(&ca.scope, ca.masters.get()?.in_use(now), &mut random())?;
             let reply = ReplyBody::Activation(activation);
             Signed::new(Act::Offer(offer.record()), Some(basis), reply)
         }
@@ -100,7 +102,7 @@ fn to_be_adopted(
     now: OffsetDateTime,
     about: &mut About,
 ) -> Result<Signed, Refusal> {
-    let (reply, issued) = renewing.sign(ca.ticket_keys.in_use(now), &mut random())?;
+    let (reply, issued) = renewing.sign(ca.ticket_keys.get()?.in_use(now), &mut random())?;
     let reply = ReplyBody::Certificate(complete(ca, reply, configuration));
     let Some(certificate) = issued else { return Ok(Signed::Answer(reply)) };
     about.change = Change::Made;

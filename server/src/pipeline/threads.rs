@@ -1,8 +1,9 @@
 //! The worker's threads.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{self as channel, RecvTimeoutError};
 use tokio::sync::Notify;
@@ -10,14 +11,15 @@ use tokio::sync::Notify;
 use super::authorise::{BeingAsked, QUESTIONS};
 use super::decision_log::DecisionLog;
 use super::job::Job;
+use super::key_watch::KeyWatch;
 use super::metrics::Waiting;
 use super::outbox::Outbox;
 use super::plan::Planner;
-use super::pressure::Pressure;
-use super::process::{self, Decided, Ends, Signers};
+use super::process::{self, Decided, Ends};
 use super::pulse::Heart;
 use super::queues::{QUEUE, Queues};
 use super::record::Pruning;
+use super::signatures::Signatures;
 use super::{WorkerConfig, WorkerError, authorise, checkpointer, herald, record};
 use crate::clock::Look;
 use crate::hook::ASKERS;
@@ -63,15 +65,15 @@ impl Threads {
             }
         });
         let log = DecisionLog::default();
-        let decided = Decided { writes, outbox: outbox.clone(), log: log.clone() };
-        let (unsigned, to_sign) = channel::bounded(SIGNATURES);
+        let keys = KeyWatch::default();
+        let decided =
+            Decided { writes, outbox: outbox.clone(), log: log.clone(), keys: keys.clone() };
+        let (signers, to_sign) = Signatures::new();
         outbox.metrics.watch(Waiting {
             jobs: jobs.clone(),
             writes: written.clone(),
             unsigned: to_sign.clone(),
         });
-        let pressure = Arc::new(Mutex::new(Pressure::new(Instant::now())));
-        let signers = Signers { unsigned, pressure };
         let (doubtful, to_authorise) = channel::bounded(QUESTIONS);
         let being_asked = BeingAsked::default();
 
@@ -98,9 +100,12 @@ impl Threads {
                 authorise::run(&database, &to_authorise, &decided, &signers)
             });
         }
+        drop(signers);
+        let (to_sign, taken) = (Arc::new(to_sign), Arc::new(AtomicUsize::new(0)));
         for n in 0..SIGNERS {
-            let (to_sign, decided) = (to_sign.clone(), decided.clone());
-            threads.spawn(format!("signer-{n}"), move || process::sign(&to_sign, &decided));
+            let (to_sign, taken) = (Arc::clone(&to_sign), Arc::clone(&taken));
+            let decided = decided.clone();
+            threads.spawn(format!("signer-{n}"), move || process::sign(&to_sign, &taken, &decided));
         }
         let (record_store, record_outbox) = (store()?, outbox.clone());
         let pruning = Pruning { retention: config.retention, gate: Arc::clone(&config.gate) };
@@ -113,13 +118,23 @@ impl Threads {
         threads.spawn("herald".into(), move || {
             herald::run(&outfit, herald_store, &gate, &arrived, &herald_outbox, &bulletin)
         });
+        let (outfit, gate, keys_stopped) =
+            (config.outfit.clone(), Arc::clone(&config.gate), stopped.clone());
+        // Nobody waits for its end: a token may not answer, and leaves nothing undone.
+        _ = threads.run("key-watch".into(), move || keys.run(outfit, &gate, &keys_stopped));
         let mut store = store()?;
         threads.spawn("checkpointer".into(), move || checkpointer::run(&mut *store, &stopped));
         Ok(threads)
     }
 
-    /// Starts a thread that notifies `ended` when it ends, by a panic or otherwise.
+    /// Starts a thread that [`finish`](Self::finish) waits for.
     fn spawn(&mut self, name: String, work: impl FnOnce() + Send + 'static) {
+        let handle = self.run(name, work);
+        self.handles.push(handle);
+    }
+
+    /// Starts a thread that notifies `ended` when it ends, by a panic or otherwise.
+    fn run(&self, name: String, work: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
         struct Obituary(Arc<Notify>);
         impl Drop for Obituary {
             fn drop(&mut self) {
@@ -132,7 +147,7 @@ impl Threads {
             work();
         };
         // Unwrap safety: at start-up only; without its threads the worker is of no use.
-        self.handles.push(thread::Builder::new().name(name).spawn(work).unwrap());
+        thread::Builder::new().name(name).spawn(work).unwrap()
     }
 
     /// Closes the channels that the threads wait at. Returns when the threads have done what was
@@ -149,7 +164,5 @@ impl Threads {
 
 /// Threads that wait for keys elsewhere: as many as such a key is asked at once.
 const SIGNERS: usize = 8;
-/// Requests that wait for these threads: at 20 ms a signature, they wait for a second or so.
-const SIGNATURES: usize = 64;
 /// How late a clock is found that was set.
 const CLOCK_POLL: Duration = Duration::from_secs(1);

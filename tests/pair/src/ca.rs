@@ -95,7 +95,10 @@ impl Ca {
 
     /// Secrets that nobody may see on the link.
     pub(crate) fn secrets(&self, now: OffsetDateTime) -> [&[u8]; 2] {
-        [self.keys.ticket_keys.in_use(now).secret(), self.keys.masters.in_use(now).secret()]
+        [
+            self.keys.ticket_keys.get().unwrap().in_use(now).secret(),
+            self.keys.masters.get().unwrap().in_use(now).secret(),
+        ]
     }
 
     /// Examines a request, plans and signs.

@@ -272,7 +272,7 @@ pub(super) fn at_least(target: f64, what: &'static str, reached: f64) -> Outcome
     Outcome { what, reached, target: format!("≥ {target}"), met: reached >= target }
 }
 
-fn at_most(target: f64, what: &'static str, reached: f64) -> Outcome {
+pub(super) fn at_most(target: f64, what: &'static str, reached: f64) -> Outcome {
     Outcome { what, reached, target: format!("≤ {target}"), met: reached <= target }
 }
 

@@ -1,5 +1,5 @@
 /* A PKCS #11 library: SoftHSM's, but with LAST_TRY its tokens say that another wrong PIN locks them,
- * and with FIRST_US nobody gets a signature until the first one was made, in so many microseconds. */
+ * and with EACH_US they make one signature after another, in so many microseconds each. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <string.h>
@@ -28,10 +28,9 @@ static unsigned long last_try(unsigned long slot, unsigned char *info)
 }
 #endif
 
-#ifdef FIRST_US
+#ifdef EACH_US
 static unsigned long (*original_sign)(unsigned long, void *, unsigned long, void *, void *);
 static pthread_mutex_t token = PTHREAD_MUTEX_INITIALIZER;
-static int has_signed;
 
 static unsigned long slow_sign(unsigned long session, void *data, unsigned long length,
                                void *signature, void *signature_length)
@@ -39,9 +38,7 @@ static unsigned long slow_sign(unsigned long session, void *data, unsigned long 
     /* Without a place for the signature, only its length is asked for. */
     if (signature) {
         pthread_mutex_lock(&token);
-        if (!has_signed)
-            usleep(FIRST_US);
-        has_signed = 1;
+        usleep(EACH_US);
         pthread_mutex_unlock(&token);
     }
     return original_sign(session, data, length, signature, signature_length);
@@ -58,7 +55,7 @@ unsigned long C_GetFunctionList(struct list **list)
     original_info = changed.functions[GET_TOKEN_INFO];
     changed.functions[GET_TOKEN_INFO] = last_try;
 #endif
-#ifdef FIRST_US
+#ifdef EACH_US
     original_sign = changed.functions[SIGN];
     changed.functions[SIGN] = slow_sign;
 #endif
