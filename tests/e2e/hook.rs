@@ -120,6 +120,8 @@ fn hook_names_a_new_device_and_refuses_others_and_renewals() -> Result<()> {
     for device in [&device, &other] {
         lab.provision(device, &[])?;
     }
+    // A certificate is renewed by a newer one, and times have seconds.
+    thread::sleep(Duration::from_secs(1));
     inventory.insert(eks[0].clone(), document!({"refuse": "reported stolen"}));
     know(&lab, &Value::Object(inventory))?;
     let said = String::from_utf8(device.renew(&lab.dir, &lab.server)?.output()?.stderr)?;
