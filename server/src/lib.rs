@@ -22,6 +22,7 @@ pub mod rfc3339;
 mod dated;
 mod issuing_keys;
 mod new_files;
+mod operator;
 mod random;
 mod root_files;
 mod staging;

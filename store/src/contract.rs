@@ -15,7 +15,7 @@
 //! 6. once a call has returned `Ok`, what it recorded survives a crash of the process and of the
 //!    machine.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 
 use assay_ca_core::{Groups, Place, Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
@@ -23,8 +23,9 @@ use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
-use crate::audit::{AuditEntry, AuditRow};
+use crate::audit::{Actor, AuditRow, Deed};
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
+use crate::chain::Walked;
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
@@ -214,24 +215,14 @@ pub trait Store: Send {
     /// disabled since; those that came first are first. There are ten thousand at most.
     fn pending(&mut self) -> Result<Vec<PendingRow>, StoreError>;
 
-    /// As [`enroll`](Self::enroll), for EKs that an operator approves, with the audit of that, and
-    /// in the same transaction. Nobody is asked about them any more.
-    fn approve(
-        &mut self,
-        new: &[NewEnrolment],
-        audit: &[AuditEntry],
-    ) -> Result<EnrolResults, StoreError>;
+    /// As [`enroll`](Self::enroll), for EKs that an operator approves. Nobody is asked about them
+    /// any more.
+    fn approve(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError>;
 
-    /// Disables EKs that an operator does not approve, with the audit of that, in one transaction.
-    /// Nobody is asked about them any more.
+    /// Disables EKs that an operator does not approve. Nobody is asked about them any more.
     ///
     /// If it is lost, the operator is asked again, and may answer otherwise.
-    fn turn_away(
-        &mut self,
-        eks: &[EkId],
-        audit: &[AuditEntry],
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError>;
+    fn turn_away(&mut self, eks: &[EkId], now: OffsetDateTime) -> Result<(), StoreError>;
 
     /// Every EK that the CA knows, oldest first.
     fn enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError>;
@@ -423,7 +414,23 @@ pub trait Store: Send {
     /// hears of it only when it renews.
     fn configuration_changes(&mut self) -> Result<ConfigurationChanges, StoreError>;
 
-    /// The newest `count` decisions, oldest first.
+    /// From now on, whatever this connection changes is an act of an operator, and is put into the
+    /// audit, in the same transaction. Without it, only decisions are.
+    fn act_as(&mut self, actor: Actor);
+
+    /// Puts into the audit what an operator did elsewhere, e.g. to keys.
+    fn note(&mut self, deed: Deed) -> Result<(), StoreError>;
+
+    /// Reads the audit to verify it: how each chain begins, and then every entry, in order, all at
+    /// one moment, until `each` breaks. Entries of before there were chains are left out.
+    ///
+    /// If an entry were left out, it would seem that somebody removed it.
+    fn walk_audit(
+        &mut self,
+        each: &mut (dyn FnMut(Walked) -> ControlFlow<()> + Send),
+    ) -> Result<(), StoreError>;
+
+    /// The newest `count` entries, oldest first.
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError>;
 
     /// Revokes certificates that were not confirmed in time, and forgets what `retention` says. One

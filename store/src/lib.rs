@@ -12,10 +12,12 @@ mod act;
 mod audit;
 mod backup;
 mod certificates;
+mod chain;
 mod clock;
 mod configurations;
 mod copy;
 mod database;
+mod deeds;
 mod enrolments;
 mod epoch;
 mod error;
@@ -37,9 +39,10 @@ pub mod sqlite;
 pub use act::{
     Act, Basis, Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot, WaitingInQuestion,
 };
-pub use audit::{AuditEntry, AuditRow, Change, Whom};
+pub use audit::{Actor, AuditEntry, AuditRow, Change, Deed, Whom};
 pub use backup::backup;
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
+pub use chain::{Broken, Chain, Link, NotALink, Verified, Verifier, Walked};
 pub use clock::Clocks;
 pub use configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 pub use contract::Store;

@@ -3,6 +3,7 @@
 
 mod access_broker;
 mod advice;
+mod audit;
 mod backends;
 mod backup;
 mod broker_check;

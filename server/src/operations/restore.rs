@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use assay_ca_core::{MasterSecret, TicketKey};
 use assay_store::sqlite::Sqlite;
 use assay_store::{
-    Database, ListedAre, Progress, PublishedList, Raised, SharedKeys, Store, TakenOver, copy,
+    Database, Deed, ListedAre, Progress, PublishedList, Raised, SharedKeys, Store, TakenOver, copy,
 };
 use pem::Pem;
 use time::OffsetDateTime;
@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 use crate::age::Identity;
 use crate::backup_file::{self, Manifest};
 use crate::directory::{Directory, SharedSecret, empty_directory};
+use crate::operator;
 use crate::random::random;
 
 /// A CA that was restored.
@@ -93,7 +94,10 @@ pub fn restore(
         }
         let record = staged(Directory::RECORD);
         let mut store = Sqlite::open(&record).context("the record in the backup")?;
+        store.act_as(operator::actor(now));
         let raised = store.raise_epoch(backed_up_at, shared_keys, now)?;
+        let detail = format!("the backup of {backed_up_at}, as epoch {}", raised.epoch);
+        store.note(Deed::of_ca("restore", detail))?;
         let restored = Restored {
             backed_up_at,
             restored_at: now,

@@ -8,13 +8,12 @@ use assay_wire::{DeviceId, EkId};
 use postgres::Row;
 use time::OffsetDateTime;
 
-use super::audit::add_to_audit;
 use super::columns::{device_id, ek_id, optional, optional_small, parsed, small};
 use super::connection::Postgres;
 use super::pending::forget;
 use super::session::Session;
 use super::shared_keys::retire;
-use crate::audit::AuditEntry;
+use crate::deeds;
 use crate::enrolments::{
     EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags, decide,
 };
@@ -22,27 +21,24 @@ use crate::error::StoreError;
 
 impl Postgres {
     pub(super) fn enroll_all(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
-        self.write(|session| {
+        self.act(|session, done| {
             let (results, known) = judge(session, new)?;
             if results.iter().all(Result::is_ok) {
                 put_on_list(session, new, &results, &known)?;
+                done.extend(deeds::enrolled(new, &results));
             }
             Ok(results)
         })
     }
 
-    pub(super) fn approve_all(
-        &mut self,
-        new: &[NewEnrolment],
-        audit: &[AuditEntry],
-    ) -> Result<EnrolResults, StoreError> {
+    pub(super) fn approve_all(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
         let eks: Vec<_> = new.iter().map(|new| new.ek_id).collect();
-        self.write(|session| {
+        self.act(|session, done| {
             let (results, known) = judge(session, new)?;
             if results.iter().all(Result::is_ok) {
                 put_on_list(session, new, &results, &known)?;
                 forget(session, &eks)?;
-                add_to_audit(session, &audit.iter().collect::<Vec<_>>())?;
+                done.extend(deeds::approved(new));
             }
             Ok(results)
         })
@@ -58,10 +54,12 @@ impl Postgres {
         reprovision: Option<Reprovision>,
         plain_srk: Option<bool>,
     ) -> Result<bool, StoreError> {
-        let reprovision = reprovision.map(Reprovision::name);
-        self.write(|session| {
-            let changed =
-                session.execute(CHANGE, &[&&ek.as_bytes()[..], &reprovision, &plain_srk])?;
+        let policy = reprovision.map(Reprovision::name);
+        self.act(|session, done| {
+            let changed = session.execute(CHANGE, &[&&ek.as_bytes()[..], &policy, &plain_srk])?;
+            if changed == 1 {
+                done.push(deeds::updated(ek, reprovision, plain_srk));
+            }
             Ok(changed == 1)
         })
     }
@@ -72,7 +70,8 @@ impl Postgres {
         now: OffsetDateTime,
     ) -> Result<Option<Removed>, StoreError> {
         let bytes = &ek.as_bytes()[..];
-        self.write(|session| {
+        self.act(|session, done| {
+            let device = device_of(session, ek)?;
             let enrolments =
                 session.execute("DELETE FROM enrolments WHERE ek_id = $1", &[&bytes])?;
             let devices = session.execute("DELETE FROM devices WHERE ek_id = $1", &[&bytes])?;
@@ -83,6 +82,9 @@ impl Postgres {
                 shared_key: retire(session, ek)?,
             };
             let is_known = enrolments + devices > 0 || removed != Removed::default();
+            if is_known {
+                done.push(deeds::removed(ek, device, removed));
+            }
             Ok(is_known.then_some(removed))
         })
     }
@@ -92,10 +94,7 @@ impl Postgres {
     }
 
     pub(super) fn enrolment_of(&mut self, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
-        self.read(|session| {
-            let rows = session.query(KNOWN, &[&vec![&ek.as_bytes()[..]]])?;
-            rows.first().map(enrolment_row).transpose()
-        })
+        self.read(|session| known(session, ek))
     }
 
     pub(super) fn is_on_list(&mut self, ek: &EkId) -> Result<bool, StoreError> {
@@ -116,15 +115,29 @@ impl Postgres {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         let bytes = &ek.as_bytes()[..];
-        self.write(|session| {
+        self.act(|session, done| {
             let changed = if disabled {
                 session.execute(DISABLE, &[&vec![bytes], &vec![now.unix_timestamp()]])?
             } else {
                 session.execute("DELETE FROM disabled_eks WHERE ek_id = $1", &[&bytes])?
             };
+            if changed == 1 {
+                done.push(deeds::switched(ek, device_of(session, ek)?, disabled));
+            }
             Ok(changed == 1)
         })
     }
+}
+
+/// What is known of an EK.
+fn known(session: &mut Session, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
+    let rows = session.query(KNOWN, &[&vec![&ek.as_bytes()[..]]])?;
+    rows.first().map(enrolment_row).transpose()
+}
+
+/// The device id that an EK has, by registration or by enrolment.
+pub(super) fn device_of(session: &mut Session, ek: &EkId) -> Result<Option<DeviceId>, StoreError> {
+    Ok(known(session, ek)?.and_then(|known| known.device_id))
 }
 
 /// What is known of EKs.

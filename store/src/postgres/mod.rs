@@ -33,7 +33,7 @@ mod shared_keys;
 mod snapshots;
 mod trust;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 
 use assay_ca_core::{Groups, Place, Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
@@ -41,8 +41,9 @@ use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
-use crate::audit::{AuditEntry, AuditRow};
+use crate::audit::{Actor, AuditRow, Deed};
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
+use crate::chain::Walked;
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::contract::Store;
@@ -207,21 +208,12 @@ impl Store for Postgres {
         self.all_pending()
     }
 
-    fn approve(
-        &mut self,
-        new: &[NewEnrolment],
-        audit: &[AuditEntry],
-    ) -> Result<EnrolResults, StoreError> {
-        self.approve_all(new, audit)
+    fn approve(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        self.approve_all(new)
     }
 
-    fn turn_away(
-        &mut self,
-        eks: &[EkId],
-        audit: &[AuditEntry],
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        self.turn_eks_away(eks, audit, now)
+    fn turn_away(&mut self, eks: &[EkId], now: OffsetDateTime) -> Result<(), StoreError> {
+        self.turn_eks_away(eks, now)
     }
 
     fn enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError> {
@@ -404,8 +396,26 @@ impl Store for Postgres {
         self.take_list_over(list, until)
     }
 
+    fn act_as(&mut self, actor: Actor) {
+        self.actor = Some(actor);
+    }
+
+    fn note(&mut self, deed: Deed) -> Result<(), StoreError> {
+        self.act(|_, done| {
+            done.push(deed.clone());
+            Ok(())
+        })
+    }
+
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError> {
-        self.newest_decisions(count)
+        self.newest_entries(count)
+    }
+
+    fn walk_audit(
+        &mut self,
+        each: &mut (dyn FnMut(Walked) -> ControlFlow<()> + Send),
+    ) -> Result<(), StoreError> {
+        self.walk(each)
     }
 
     fn prune(&mut self, retention: &Retention, now: OffsetDateTime) -> Result<Pruned, StoreError> {

@@ -10,7 +10,7 @@ use super::columns::{ek_id, optional_device_id, parsed, unreadable};
 use super::connection::{Sqlite, Transaction};
 use super::pending::forget;
 use super::records::holder;
-use crate::audit::AuditEntry;
+use crate::deeds;
 use crate::enrolments::{
     EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags, decide,
 };
@@ -23,8 +23,12 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be written.
     pub fn enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        let actor = self.actor.clone();
         let (transaction, results) = self.try_enroll(new)?;
         if results.iter().all(Result::is_ok) {
+            if let Some(actor) = actor {
+                Transaction(&transaction).note(&actor, deeds::enrolled(new, &results))?;
+            }
             transaction.commit()?;
         }
         Ok(results)
@@ -34,18 +38,16 @@ impl Sqlite {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn approve(
-        &mut self,
-        new: &[NewEnrolment],
-        audit: &[AuditEntry],
-    ) -> Result<EnrolResults, StoreError> {
+    pub fn approve(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        let actor = self.actor.clone();
         let (transaction, results) = self.try_enroll(new)?;
         if results.iter().all(Result::is_ok) {
             for new in new {
                 forget(&transaction, &new.ek_id)?;
             }
-            let writing = Transaction(&transaction);
-            audit.iter().try_for_each(|entry| writing.audit(entry))?;
+            if let Some(actor) = actor {
+                Transaction(&transaction).note(&actor, deeds::approved(new))?;
+            }
             transaction.commit()?;
         }
         Ok(results)
@@ -82,13 +84,18 @@ impl Sqlite {
         reprovision: Option<Reprovision>,
         plain_srk: Option<bool>,
     ) -> Result<bool, StoreError> {
-        let changed = self.connection.execute(
-            "UPDATE enrolments SET reprovision = coalesce(?2, reprovision), plain_srk = \
-             coalesce(?3, plain_srk)
-             WHERE ek_id = ?1",
-            params![ek.as_bytes(), reprovision.map(Reprovision::name), plain_srk],
-        )?;
-        Ok(changed == 1)
+        self.act(|transaction, done| {
+            let changed = transaction.0.execute(
+                "UPDATE enrolments SET reprovision = coalesce(?2, reprovision), plain_srk = \
+                 coalesce(?3, plain_srk)
+                 WHERE ek_id = ?1",
+                params![ek.as_bytes(), reprovision.map(Reprovision::name), plain_srk],
+            )?;
+            if changed == 1 {
+                done.push(deeds::updated(ek, reprovision, plain_srk));
+            }
+            Ok(changed == 1)
+        })
     }
 
     /// Forgets an EK: its enrolment and its registration go, its certificates are revoked, its
@@ -103,7 +110,8 @@ impl Sqlite {
         ek: &EkId,
         now: OffsetDateTime,
     ) -> Result<Option<Removed>, StoreError> {
-        self.transaction(|transaction| {
+        self.act(|transaction, done| {
+            let device = device_of(transaction.0, ek)?;
             let mut rows = 0;
             // Its place is free, too; but a place alone is nothing to forget.
             let places = "DELETE FROM places WHERE ek_id = ?1";
@@ -119,7 +127,11 @@ impl Sqlite {
                 params![ek.as_bytes(), now.unix_timestamp()],
             )?;
             let removed = Removed { certificates, shared_key: transaction.retire_shared_key(ek)? };
-            Ok((rows > 0 || removed != Removed::default()).then_some(removed))
+            let is_known = rows > 0 || removed != Removed::default();
+            if is_known {
+                done.push(deeds::removed(ek, device, removed));
+            }
+            Ok(is_known.then_some(removed))
         })
     }
 
@@ -174,8 +186,22 @@ impl Sqlite {
         disabled: bool,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        Ok(set_disabled(&self.connection, ek, disabled, now)?)
+        self.act(|transaction, done| {
+            let is_changed = set_disabled(transaction.0, ek, disabled, now)?;
+            if is_changed {
+                done.push(deeds::switched(ek, device_of(transaction.0, ek)?, disabled));
+            }
+            Ok(is_changed)
+        })
     }
+}
+
+/// The device id that an EK has, by registration or by enrolment.
+pub(super) fn device_of(
+    connection: &Connection,
+    ek: &EkId,
+) -> Result<Option<DeviceId>, StoreError> {
+    Ok(enrolment(connection, ek)?.and_then(|known| known.device_id))
 }
 
 pub(super) fn set_disabled(

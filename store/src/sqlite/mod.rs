@@ -28,7 +28,7 @@ mod shared_keys;
 mod throw_away;
 mod trust;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,11 +38,13 @@ use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
-use crate::audit::{AuditEntry, AuditRow};
+use crate::audit::{Actor, AuditRow, Deed};
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
+use crate::chain::Walked;
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::contract::Store;
+use crate::deeds;
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
@@ -156,7 +158,13 @@ impl Store for Sqlite {
     }
 
     fn retire_shared_key(&mut self, ek: &EkId) -> Result<bool, StoreError> {
-        self.transaction(|transaction| transaction.retire_shared_key(ek))
+        self.act(|transaction, done| {
+            let is_retired = transaction.retire_shared_key(ek)?;
+            if is_retired {
+                done.push(deeds::key_retired(ek, enrolments::device_of(transaction.0, ek)?));
+            }
+            Ok(is_retired)
+        })
     }
 
     fn groups(&mut self) -> Result<(GroupsVersion, Groups), StoreError> {
@@ -184,21 +192,12 @@ impl Store for Sqlite {
         Self::pending(self)
     }
 
-    fn approve(
-        &mut self,
-        new: &[NewEnrolment],
-        audit: &[AuditEntry],
-    ) -> Result<EnrolResults, StoreError> {
-        self.approve(new, audit)
+    fn approve(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        self.approve(new)
     }
 
-    fn turn_away(
-        &mut self,
-        eks: &[EkId],
-        audit: &[AuditEntry],
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        self.turn_away(eks, audit, now)
+    fn turn_away(&mut self, eks: &[EkId], now: OffsetDateTime) -> Result<(), StoreError> {
+        self.turn_away(eks, now)
     }
 
     fn enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError> {
@@ -390,8 +389,26 @@ impl Store for Sqlite {
         self.take_over(list, until)
     }
 
+    fn act_as(&mut self, actor: Actor) {
+        self.actor = Some(actor);
+    }
+
+    fn note(&mut self, deed: Deed) -> Result<(), StoreError> {
+        self.act(|_, done| {
+            done.push(deed);
+            Ok(())
+        })
+    }
+
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError> {
         Self::audit(self, count)
+    }
+
+    fn walk_audit(
+        &mut self,
+        each: &mut (dyn FnMut(Walked) -> ControlFlow<()> + Send),
+    ) -> Result<(), StoreError> {
+        Self::walk_audit(self, each)
     }
 
     fn prune(&mut self, retention: &Retention, now: OffsetDateTime) -> Result<Pruned, StoreError> {

@@ -1,6 +1,7 @@
 //! Tests of what every store promises, and of what only one of them does.
 
 mod acts;
+mod audit;
 mod contract;
 mod copy;
 mod fixture;
