@@ -102,12 +102,14 @@ pub struct Deed {
     pub device: Option<DeviceId>,
     /// What there is to say besides.
     pub detail: Option<String>,
+    /// The certificate in force that it ended.
+    pub ended: Option<Vec<u8>>,
 }
 
 impl Deed {
     /// One that is about no device.
     pub fn of_ca(action: &'static str, detail: String) -> Self {
-        Self { action, ek_id: None, device: None, detail: Some(detail) }
+        Self { action, ek_id: None, device: None, detail: Some(detail), ended: None }
     }
 }
 
@@ -150,7 +152,7 @@ pub struct AuditRow {
     pub duration_us: u32,
     /// The certificate that came into force.
     pub serial: Option<Vec<u8>>,
-    /// The certificate that it superseded.
+    /// The certificate in force that it ended.
     pub replaced: Option<Vec<u8>>,
     /// What became of it, in a word, e.g. `provisioned`.
     pub event: Option<String>,
@@ -230,7 +232,7 @@ impl AuditRow {
             detail: deed.detail,
             duration_us: 0,
             serial: None,
-            replaced: None,
+            replaced: deed.ended,
             event: None,
             hash: None,
         }

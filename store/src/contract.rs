@@ -31,6 +31,7 @@ use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfigura
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::events::{Teller, Told, Untold};
 use crate::groups::GroupsVersion;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::pending::PendingRow;
@@ -429,6 +430,25 @@ pub trait Store: Send {
         &mut self,
         each: &mut (dyn FnMut(Walked) -> ControlFlow<()> + Send),
     ) -> Result<(), StoreError>;
+
+    /// Reads what is to be told next as events, after what is on record as told and after `from`.
+    /// It looks at `count` entries at most.
+    ///
+    /// If an entry is left out, nobody hears of it.
+    fn untold(&mut self, from: Told, count: u32) -> Result<Untold, StoreError>;
+
+    /// Puts on record how far events were told. It is the turn of this worker from now on for some
+    /// seconds, so that others do not tell the same events. Returns `false`, and changes nothing, if
+    /// it is the turn of another one.
+    ///
+    /// If more is put on record than was told, events are lost. If it goes back, they are told
+    /// twice.
+    fn mark_told(
+        &mut self,
+        told: Told,
+        teller: &Teller,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError>;
 
     /// The newest `count` entries, oldest first.
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError>;

@@ -40,10 +40,16 @@ pub(crate) fn updated(ek: &EkId, policy: Option<Reprovision>, plain_srk: Option<
     Deed { detail: Some(detail), ..on("update", *ek, None) }
 }
 
-pub(crate) fn removed(ek: &EkId, device: Option<DeviceId>, removed: Removed) -> Deed {
+/// `ended` is the certificate that was in force.
+pub(crate) fn removed(
+    ek: &EkId,
+    device: Option<DeviceId>,
+    removed: Removed,
+    ended: Option<Vec<u8>>,
+) -> Deed {
     let Removed { certificates, shared_key } = removed;
     let detail = format!("certificates={certificates} shared-key={shared_key}");
-    Deed { detail: Some(detail), ..on("remove", *ek, device) }
+    Deed { detail: Some(detail), ended, ..on("remove", *ek, device) }
 }
 
 pub(crate) fn switched(ek: &EkId, device: Option<DeviceId>, disabled: bool) -> Deed {
@@ -128,7 +134,7 @@ pub(crate) fn list_taken_over(list: &PublishedList, taken: &TakenOver) -> Deed {
 }
 
 fn on(action: &'static str, ek_id: EkId, device: Option<DeviceId>) -> Deed {
-    Deed { action, ek_id: Some(ek_id), device, detail: None }
+    Deed { action, ek_id: Some(ek_id), device, detail: None, ended: None }
 }
 
 fn rights(rights: &Rights) -> String {

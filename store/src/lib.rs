@@ -21,6 +21,7 @@ mod deeds;
 mod enrolments;
 mod epoch;
 mod error;
+mod events;
 mod groups;
 mod identities;
 mod pending;
@@ -53,6 +54,7 @@ pub use enrolments::{
 };
 pub use epoch::{Epoch, ListedAre, PublishedList, Raised, Restored, SharedKeys, TakenOver};
 pub use error::StoreError;
+pub use events::{Teller, Told, Untold};
 pub use groups::GroupsVersion;
 pub use identities::{
     IdentityCertificate, IdentityCertificateRow, IdentityRole, IdentityRow, NewIdentity, Renewed,

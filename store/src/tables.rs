@@ -247,6 +247,17 @@ pub(crate) const TABLES: &[Table] = &[
         columns: &[text("chain"), number("id"), number("number"), bytes("hash")],
     },
     Table {
+        name: "event_cursor",
+        order: Order::Key,
+        columns: &[
+            number("acts"),
+            number("changes"),
+            number("others"),
+            bytes("teller"),
+            number("until"),
+        ],
+    },
+    Table {
         name: "restores",
         order: Order::Key,
         columns: &[

@@ -13,6 +13,7 @@ mod configuration;
 mod costs;
 mod crash;
 mod eks;
+mod events;
 mod external_brokers;
 mod fake_clock;
 mod fleet;

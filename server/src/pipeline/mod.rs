@@ -22,6 +22,7 @@
 mod checkpointer;
 mod decide;
 mod decision_log;
+mod events;
 mod examine;
 mod herald;
 mod intake;
@@ -37,6 +38,7 @@ mod pulse;
 mod queues;
 mod record;
 mod sign;
+mod teller;
 mod threads;
 
 use std::sync::Arc;
@@ -225,5 +227,5 @@ const RECEIVE_MAXIMUM: u16 = 1024;
 /// Replies on their way to the broker.
 const WINDOW: u16 = 256;
 /// Messages that wait for a connection: all that the broker may have sent unacknowledged before and
-/// after a reconnect, and as many events.
+/// after a reconnect, twice.
 const OUTBOX: usize = 4 * RECEIVE_MAXIMUM as usize;

@@ -22,7 +22,7 @@ use super::planned::Planned;
 use super::pressure::Pressure;
 use super::pulse::Pulse;
 use super::queues::{Queues, Work};
-use super::record::{Write, announce};
+use super::record::Write;
 use crate::ca::Ca;
 use crate::clock::Gate;
 use crate::random::random_u32;
@@ -150,7 +150,6 @@ impl Decided {
             Outcome::Answered(reply) => {
                 let audit = about.audit(&job, None);
                 log.decision(&audit);
-                announce(&reply, &audit, outbox);
                 outbox.reply(job, reply);
                 _ = writes.send(Write::Audit(audit));
             }

@@ -16,7 +16,8 @@ use super::process::{self, Decided, Ends};
 use super::pulse::Heart;
 use super::queues::{QUEUE, Queues};
 use super::record::Pruning;
-use super::{WorkerConfig, WorkerError, checkpointer, herald, record};
+use super::teller::Teller;
+use super::{WorkerConfig, WorkerError, checkpointer, herald, record, teller};
 use crate::clock::Look;
 
 /// The threads, and the sending ends of the channels that they wait at.
@@ -93,6 +94,13 @@ impl Threads {
         threads.spawn("herald".into(), move || {
             herald::run(&outfit, herald_store, &gate, &arrived, &herald_outbox)
         });
+        let teller = Teller {
+            broker: config.broker.clone(),
+            outfit: config.outfit.clone(),
+            store: store()?,
+        };
+        let teller_stopped = stopped.clone();
+        threads.spawn("teller".into(), move || teller::run(teller, &teller_stopped));
         let mut store = store()?;
         threads.spawn("checkpointer".into(), move || checkpointer::run(&mut *store, &stopped));
         Ok(threads)

@@ -73,9 +73,19 @@ pub(super) fn prune_audit(
     bounds: &AuditBounds,
 ) -> Result<[u64; 3], StoreError> {
     let mut forgotten = [0; 3];
+    let told = session.query_one("SELECT acts, changes FROM event_cursor", &[])?;
     for (chain, forgotten) in Chain::ALL.into_iter().zip(&mut forgotten) {
+        let told: i64 = match chain {
+            Chain::Acts => told.get(0),
+            Chain::Changes => told.get(1),
+            // Strangers must not fill the disk while nobody tells anything.
+            Chain::Others => i64::MAX,
+        };
         let rows = session.query(oldest_of(chain), &[&AUDIT_BATCH])?;
-        let is_passed = |row: &&Row| bounds.are_passed(chain, row.get(0), row.get(4), row.get(1));
+        let is_passed = |row: &&Row| {
+            row.get::<_, i64>(0) <= told
+                && bounds.are_passed(chain, row.get(0), row.get(4), row.get(1))
+        };
         // A chain is cut at its beginning, and nowhere else.
         let passed: Vec<_> = rows.iter().take_while(is_passed).collect();
         let Some(last) = passed.last() else { continue };
@@ -145,7 +155,7 @@ impl Postgres {
     }
 }
 
-fn audit_row(row: &Row) -> Result<AuditRow, StoreError> {
+pub(super) fn audit_row(row: &Row) -> Result<AuditRow, StoreError> {
     let (device_id, is_proven): (Option<String>, bool) = (row.get(7), row.get(8));
     let (proven, due) = if is_proven { (device_id, None) } else { (None, device_id) };
     Ok(AuditRow {

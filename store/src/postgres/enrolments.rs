@@ -72,6 +72,7 @@ impl Postgres {
         let bytes = &ek.as_bytes()[..];
         self.act(|session, done| {
             let device = device_of(session, ek)?;
+            let in_force = session.query_opt(IN_FORCE, &[&bytes])?.map(|row| row.get(0));
             let enrolments =
                 session.execute("DELETE FROM enrolments WHERE ek_id = $1", &[&bytes])?;
             let devices = session.execute("DELETE FROM devices WHERE ek_id = $1", &[&bytes])?;
@@ -83,7 +84,7 @@ impl Postgres {
             };
             let is_known = enrolments + devices > 0 || removed != Removed::default();
             if is_known {
-                done.push(deeds::removed(ek, device, removed));
+                done.push(deeds::removed(ek, device, removed, in_force));
             }
             Ok(is_known.then_some(removed))
         })
@@ -309,6 +310,8 @@ const HOLDERS: &str = "SELECT device_id, ek_id FROM (
 const IS_ON_LIST: &str = "SELECT EXISTS (SELECT FROM enrolments WHERE ek_id = $1)";
 const CHANGE: &str = "UPDATE enrolments SET reprovision = coalesce($2::text, reprovision),
     plain_srk = coalesce($3::bool, plain_srk) WHERE ek_id = $1";
+const IN_FORCE: &str = "SELECT serial FROM certificates
+    WHERE ek_id = $1 AND (CASE WHEN status = 'active' THEN 1 END) = 1";
 const REVOKE: &str =
     "UPDATE certificates SET der = CASE WHEN status = 'active' THEN der ELSE '' END,
     status = 'revoked', ended_at = $2 WHERE ek_id = $1 AND status IN ('unconfirmed', 'active')";

@@ -20,6 +20,7 @@ mod connection;
 pub(crate) mod dump;
 mod enrolments;
 mod epoch;
+mod events;
 mod groups;
 mod identities;
 mod migrations;
@@ -50,6 +51,7 @@ use crate::contract::Store;
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::events::{Teller, Told, Untold};
 use crate::groups::GroupsVersion;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::pending::PendingRow;
@@ -405,6 +407,19 @@ impl Store for Postgres {
             done.push(deed.clone());
             Ok(())
         })
+    }
+
+    fn untold(&mut self, from: Told, count: u32) -> Result<Untold, StoreError> {
+        self.not_told(from, count)
+    }
+
+    fn mark_told(
+        &mut self,
+        told: Told,
+        teller: &Teller,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        self.have_told(told, teller, now)
     }
 
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError> {

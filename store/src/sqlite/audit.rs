@@ -61,13 +61,24 @@ impl Transaction<'_> {
     /// many entries of each it forgot.
     pub(super) fn prune_audit(&self, bounds: &AuditBounds) -> Result<[usize; 3], StoreError> {
         let mut forgotten = [0; 3];
+        let told: [i64; 2] = self
+            .0
+            .prepare_cached("SELECT acts, changes FROM event_cursor")?
+            .query_row([], |row| Ok([row.get(0)?, row.get(1)?]))?;
         for (chain, forgotten) in Chain::ALL.into_iter().zip(&mut forgotten) {
+            let told = match chain {
+                Chain::Acts => told[0],
+                Chain::Changes => told[1],
+                // Strangers must not fill the disk while nobody tells anything.
+                Chain::Others => i64::MAX,
+            };
             let mut statement = self.0.prepare_cached(oldest_of(chain))?;
             let mut rows = statement.query([AUDIT_BATCH])?;
             let mut cut = None;
             // A chain is cut at its beginning, and nowhere else.
             while let Some(row) = rows.next()? {
-                if !bounds.are_passed(chain, row.get(0)?, row.get(4)?, row.get(1)?) {
+                let id = row.get(0)?;
+                if id > told || !bounds.are_passed(chain, id, row.get(4)?, row.get(1)?) {
                     break;
                 }
                 let hash: Option<[u8; 32]> = row.get(2)?;
@@ -110,7 +121,7 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be read.
     pub fn audit(&self, count: u32) -> Result<Vec<AuditRow>, StoreError> {
-        let mut rows = self.list(NEWEST, &[&count], |row| audit_row(row))?;
+        let mut rows = self.list(NEWEST, &[&count], audit_row)?;
         rows.reverse();
         Ok(rows)
     }
@@ -143,7 +154,7 @@ impl Sqlite {
     }
 }
 
-fn audit_row(row: &Row<'_>) -> rusqlite::Result<AuditRow> {
+pub(super) fn audit_row(row: &Row<'_>) -> rusqlite::Result<AuditRow> {
     let (device_id, is_proven): (Option<String>, bool) = (row.get(7)?, row.get(8)?);
     let (proven, due) = if is_proven { (device_id, None) } else { (None, device_id) };
     Ok(AuditRow {
@@ -198,6 +209,27 @@ of_chains!(
     ") SELECT id, time_us, hash, coalesce(number, 0), (SELECT max(id) FROM entries)
      FROM entries ORDER BY id LIMIT ?1"
 );
+/// The entries of a chain after one.
+pub(super) fn after(chain: Chain) -> &'static str {
+    match chain {
+        Chain::Acts => {
+            "SELECT 'acts', id, number, time_us, client, action, ek_id, device_id, is_proven, code, \
+             detail, duration_us, serial, replaced, event, hash
+             FROM audit_acts WHERE id > ?1 ORDER BY id LIMIT ?2"
+        }
+        Chain::Changes => {
+            "SELECT 'changes', id, number, time_us, client, action, ek_id, device_id, is_proven, \
+             code, detail, duration_us, serial, replaced, event, hash
+             FROM audit_changes WHERE id > ?1 ORDER BY id LIMIT ?2"
+        }
+        Chain::Others => {
+            "SELECT 'others', id, number, time_us, client, action, ek_id, device_id, is_proven, \
+             code, detail, duration_us, serial, replaced, event, hash
+             FROM audit_others WHERE id > ?1 ORDER BY id LIMIT ?2"
+        }
+    }
+}
+
 of_chains!(forget_of, "DELETE FROM ", " WHERE id <= ?1");
 
 const HEADS: &str = "SELECT chain, id, hash, coalesce(number, 0) FROM (

@@ -112,6 +112,11 @@ impl Sqlite {
     ) -> Result<Option<Removed>, StoreError> {
         self.act(|transaction, done| {
             let device = device_of(transaction.0, ek)?;
+            let in_force = "SELECT serial FROM certificates WHERE ek_id = ?1 AND status = 'active'";
+            let in_force = transaction
+                .0
+                .query_row(in_force, params![ek.as_bytes()], |row| row.get(0))
+                .optional()?;
             let mut rows = 0;
             // Its place is free, too; but a place alone is nothing to forget.
             let places = "DELETE FROM places WHERE ek_id = ?1";
@@ -129,7 +134,7 @@ impl Sqlite {
             let removed = Removed { certificates, shared_key: transaction.retire_shared_key(ek)? };
             let is_known = rows > 0 || removed != Removed::default();
             if is_known {
-                done.push(deeds::removed(ek, device, removed));
+                done.push(deeds::removed(ek, device, removed, in_force));
             }
             Ok(is_known.then_some(removed))
         })

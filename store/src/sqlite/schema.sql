@@ -200,6 +200,10 @@ CREATE TABLE audit_cuts (
     hash   BLOB NOT NULL
 ) STRICT;
 
+-- How far the audit was told as events, and which worker tells it until when (in milliseconds since 1970).
+CREATE TABLE event_cursor (acts INTEGER NOT NULL, changes INTEGER NOT NULL, others INTEGER NOT NULL, teller BLOB, until INTEGER NOT NULL) STRICT;
+INSERT INTO event_cursor VALUES (0, 0, 0, NULL, 0);
+
 -- Counts what may end a live connection, and what changes the revocation list, so that brokers and workers notice without reading the
 -- tables.
 CREATE TABLE revocations (connections INTEGER NOT NULL, list INTEGER NOT NULL) STRICT;

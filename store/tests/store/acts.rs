@@ -336,3 +336,9 @@ pub(crate) fn vendor_root(n: u8) -> AnchorRow {
         added_at: 0,
     }
 }
+
+/// Puts on record that everything was told as an event.
+pub(crate) fn tell_all(store: &mut Any) {
+    let told = store.untold(assay_store::Told::default(), u32::MAX).unwrap().told;
+    assert!(store.mark_told(told, &[7; 16], now()).unwrap());
+}

@@ -213,6 +213,7 @@ fn what_is_left_after_retention_can_be_verified(fixture: &Fixture) {
     fill(store, 1_500);
     let (before, seen) = (exported(store), verify(store).unwrap().ends);
     let retention = Retention::default().with_audit(1_000).unwrap();
+    tell_all(store);
     assert_eq!(store.prune(&retention, now()).unwrap().audit, 1_000);
     let Verified { count, ends, .. } = verify(store).unwrap();
     assert_eq!((count, &ends), (3_500, &seen));
@@ -224,6 +225,7 @@ fn what_is_left_after_retention_can_be_verified(fixture: &Fixture) {
     let old = old.unwrap().0;
     assert_eq!(verify_expecting(store, vec![old]).unwrap().gone, [old]);
     // All are gone, and the chains go on.
+    tell_all(store);
     let much_later = now() + Duration::days(4_000);
     while store.prune(&retention, much_later).unwrap().more {}
     assert_eq!(verify(store).unwrap().count, 0);
@@ -236,6 +238,7 @@ fn what_is_left_after_retention_can_be_verified(fixture: &Fixture) {
 fn entries_are_forgotten_by_age_and_kind(fixture: &Fixture) {
     let store = &mut operator(fixture);
     fill(store, 2);
+    tell_all(store);
     let kept = |store: &mut Any, days: i64| {
         let retention = Retention::default().with_decisions(30).unwrap().with_acts(60).unwrap();
         store.prune(&retention, now() + Duration::days(days)).unwrap();

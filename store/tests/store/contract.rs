@@ -1750,6 +1750,7 @@ fn the_audit_forgets_the_oldest_beyond_its_limit(fixture: &Fixture) {
         |n| AuditEntry { change: Change::Made, ..decision(n, Some(Whom::Proven(id("pump-17")))) };
     audit(&mut store, (0..1_003).map(certified));
     audit(&mut store, (0..7_000).map(|n| decision(n, Some(Whom::Due(id("pump-19"))))));
+    tell_all(&mut store);
     let first = store.prune(&retention, now()).unwrap();
     assert_eq!((first.audit, first.more), (3 + 5_000, true));
     assert_eq!(store.prune(&retention, now()).unwrap().audit, 1_000);

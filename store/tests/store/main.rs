@@ -4,6 +4,7 @@ mod acts;
 mod audit;
 mod contract;
 mod copy;
+mod events;
 mod fixture;
 mod postgres;
 mod race;

@@ -30,3 +30,6 @@ CREATE TABLE audit_cuts (
 );
 INSERT INTO audit_cuts SELECT 'changes', max(id), 0, decode(repeat('00', 32), 'hex') FROM audit_changes HAVING max(id) > 0;
 INSERT INTO audit_cuts SELECT 'others', max(id), 0, decode(repeat('00', 32), 'hex') FROM audit_others HAVING max(id) > 0;
+-- How far the audit was told as events, and which worker tells it until when (in milliseconds since 1970).
+CREATE TABLE event_cursor (acts bigint NOT NULL, changes bigint NOT NULL, others bigint NOT NULL, teller bytea, until bigint NOT NULL);
+INSERT INTO event_cursor SELECT 0, coalesce((SELECT max(id) FROM audit_changes), 0), coalesce((SELECT max(id) FROM audit_others), 0), NULL, 0;

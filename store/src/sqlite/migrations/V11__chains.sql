@@ -34,4 +34,6 @@ CREATE TABLE audit_cuts (
 ) STRICT;
 INSERT INTO audit_cuts SELECT 'changes', max(id), 0, zeroblob(32) FROM audit_changes HAVING max(id) > 0;
 INSERT INTO audit_cuts SELECT 'others', max(id), 0, zeroblob(32) FROM audit_others HAVING max(id) > 0;
+CREATE TABLE event_cursor (acts INTEGER NOT NULL, changes INTEGER NOT NULL, others INTEGER NOT NULL, teller BLOB, until INTEGER NOT NULL) STRICT;
+INSERT INTO event_cursor SELECT 0, coalesce((SELECT max(id) FROM audit_changes), 0), coalesce((SELECT max(id) FROM audit_others), 0), NULL, 0;
 PRAGMA user_version = 11;
