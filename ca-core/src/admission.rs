@@ -5,9 +5,10 @@ use time::{Duration, OffsetDateTime};
 
 use crate::Rejection;
 use crate::ek::assurance::Assurance;
-use crate::ek::model::TpmModel;
+use crate::ek::facts::EkFacts;
 use crate::ek::trust::TrustedEk;
-use crate::groups::{Answer, Applicant, Comer, Groups, Place, Unadmitted};
+use crate::groups::{Answer, Applicant, Comer, Groups, Naming, Place, Unadmitted};
+use crate::ik::IkKind;
 use crate::profile::Offered;
 use crate::records::{Records, Registration, due_device_id};
 
@@ -19,6 +20,8 @@ pub struct Admitted<F> {
     pub(crate) ek: TrustedEk,
     pub(crate) device_id: DeviceId,
     place: Option<Place>,
+    lifetime: Option<Duration>,
+    naming: Option<Naming>,
     _offered: Offered<F>,
 }
 
@@ -40,9 +43,9 @@ impl<F> Admitted<F> {
         // its other EKs.
         let is_unknown = records.enrolment.is_none() && records.registration.is_none();
         let known_other = records.other_ek.filter(|_| is_unknown);
-        let place = match known_other {
+        let granted = match known_other {
             None => admission.judge(&ek, offered.flow, records)?,
-            Some(_) => None,
+            Some(_) => Granted::default(),
         };
         let due = due_device_id(
             ek.derived_device_id(),
@@ -52,7 +55,10 @@ impl<F> Admitted<F> {
         let device_id = standing.grant(ek.requested_device_id().unwrap_or(due), due)?;
         match known_other {
             Some(other) => Err(Rejection::OtherEkOnRecord { ek: ek.ek_id(), other }),
-            None => Ok(Self { ek, device_id, place, _offered: offered }),
+            None => {
+                let Granted { place, lifetime, naming } = granted;
+                Ok(Self { ek, device_id, place, lifetime, naming, _offered: offered })
+            }
         }
     }
 
@@ -64,6 +70,22 @@ impl<F> Admitted<F> {
     /// The id that the device gets.
     pub fn device_id(&self) -> &DeviceId {
         &self.device_id
+    }
+
+    /// How long its certificates are valid, if its group says so.
+    pub fn lifetime(&self) -> Option<Duration> {
+        self.lifetime
+    }
+
+    /// The names of which it is to get one before anything is made for it, if its group gives
+    /// names.
+    pub fn naming(&self) -> Option<&Naming> {
+        self.naming.as_ref()
+    }
+
+    /// What its certificate says of its TPM, if it has shown one.
+    pub fn facts(&self) -> Option<&EkFacts> {
+        self.ek.facts()
     }
 
     /// The place that it must have in its group before anything is made for it. If the group has
@@ -90,13 +112,25 @@ pub struct Admission<'a> {
     pub groups: &'a Groups,
     /// Since when an operator is asked about the EK, if one is.
     pub waits_since: Option<OffsetDateTime>,
+    /// The kind of the identity key that is to be certified; `None` if none is, or the one that the
+    /// device has.
+    pub ik: Option<IkKind>,
     /// The time of the request.
     pub now: OffsetDateTime,
 }
 
+/// What a group grants.
+#[derive(Default)]
+struct Granted {
+    /// The place that the device needs there, if it needs one.
+    place: Option<Place>,
+    lifetime: Option<Duration>,
+    /// For a new device that has no enrolment.
+    naming: Option<Naming>,
+}
+
 impl Admission<'_> {
-    /// Finds the group that the EK belongs to, and does what that says. Returns the place that the
-    /// device needs there, if it needs one.
+    /// Finds the group that the EK belongs to, and does what that says.
     ///
     /// A registered device was admitted before, so neither the absence of a group nor the time
     /// stops it. Nor do they stop a renewal, which only a device with a certificate gets. A group
@@ -106,16 +140,17 @@ impl Admission<'_> {
         ek: &TrustedEk,
         flow: Option<Flow>,
         records: &Records,
-    ) -> Result<Option<Place>, Rejection> {
+    ) -> Result<Granted, Rejection> {
         let refused = |reason| Rejection::NotAdmitted { ek: ek.ek_id(), reason };
         let is_enrolled = records.enrolment.is_some();
-        let (tpm, issuers) = (ek.tpm(), ek.issuers());
-        let comer = Comer { ek: ek.ek_id(), tpm, issuers, is_enrolled };
+        let on_record = records.enrolment.as_ref().and_then(|enrolment| enrolment.facts.as_ref());
+        let facts = ek.facts().or(on_record);
+        let comer = Comer { ek: ek.ek_id(), facts, is_enrolled };
         let new = flow.filter(|_| records.registration.is_none());
         let Some(group) = self.groups.of(&comer) else {
             return match new {
-                Some(_) => Err(refused(Unadmitted::NoGroup(describe(ek.tpm())))),
-                None => Ok(None),
+                Some(_) => Err(refused(Unadmitted::NoGroup(describe(facts)))),
+                None => Ok(Granted::default()),
             };
         };
         let (name, terms) = (|| group.name.clone(), &group.terms);
@@ -129,7 +164,13 @@ impl Admission<'_> {
             let allowed = terms.flows.iter().map(Flow::to_string).collect::<Vec<_>>().join(", ");
             return Err(Rejection::FlowNotInGroup { group: name(), flow, allowed });
         }
-        let Some(flow) = new else { return Ok(None) };
+        if let Some(found) = self.ik.filter(|ik| !allows(&terms.ik_kinds, ik)) {
+            let allowed = terms.ik_kinds.iter().map(IkKind::to_string).collect::<Vec<_>>();
+            let allowed = allowed.join(", ");
+            return Err(refused(Unadmitted::IkKind { group: name(), found, allowed }));
+        }
+        let lifetime = terms.lifetime;
+        let Some(flow) = new else { return Ok(Granted { lifetime, ..Granted::default() }) };
         if let Some(from) = terms.not_before.filter(|from| self.now < *from) {
             return Err(refused(Unadmitted::TooEarly { group: name(), from }));
         }
@@ -139,20 +180,26 @@ impl Admission<'_> {
         if group.answer == Answer::Ask && !is_enrolled {
             return Err(Rejection::Pending(Box::new(Applicant {
                 ek_id: ek.ek_id(),
-                vendor: ek.vendor().map(str::to_owned),
-                tpm: ek.tpm().cloned(),
+                facts: facts.cloned().unwrap_or_default(),
                 flow,
                 device_id: ek.requested_device_id().cloned(),
                 waited: self.waits_since.map_or(Duration::ZERO, |since| self.now - since),
             })));
         }
-        Ok(terms.quota.map(|quota| Place { group: name(), quota }))
+        let place = terms.quota.map(|quota| Place { group: name(), quota });
+        let names = terms.names.clone().filter(|_| !is_enrolled);
+        let naming = names.map(|names| Naming { group: name(), names });
+        Ok(Granted { place, lifetime, naming })
     }
 }
 
+fn allows(kinds: &[IkKind], kind: &IkKind) -> bool {
+    kinds.is_empty() || kinds.contains(kind)
+}
+
 /// The TPM, for people who look for the group that it should be in.
-fn describe(tpm: Option<&TpmModel>) -> String {
-    tpm.map_or_else(
+fn describe(facts: Option<&EkFacts>) -> String {
+    facts.and_then(|facts| facts.tpm.as_ref()).map_or_else(
         || "no vendor's certificate says what TPM it is in".to_owned(),
         |tpm| {
             format!(

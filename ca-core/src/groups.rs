@@ -7,8 +7,11 @@ use assay_wire::{DeviceId, EkId, Flow};
 use time::{Duration, OffsetDateTime};
 
 use crate::ek::ca_key::CaKey;
+use crate::ek::facts::EkFacts;
 use crate::ek::model::TpmModel;
 use crate::hex;
+use crate::ik::IkKind;
+use crate::profile::Profile;
 
 /// The groups of a CA. The first one whose conditions all hold decides; if there is none, the EK is
 /// not admitted.
@@ -66,9 +69,9 @@ impl FromStr for Answer {
 /// Which EKs a group is for: those for which every condition holds. A list that is empty is no
 /// condition; of the others, one entry must fit.
 ///
-/// Model, manufacturer and firmware are those of an EK certificate that leads to a trusted vendor
-/// (TCG EK Credential Profile 2.5, 3.1.2). An EK that is trusted for its enrolment alone has none
-/// of them, and no issuer.
+/// Issuer, manufacturer, model and firmware are those of an EK certificate that leads to a trusted
+/// vendor (TCG EK Credential Profile 2.5, 3.1.2). An enrolled EK without a certificate has those
+/// that are [on record](EkFacts) with its enrolment, if there are any.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conditions {
     /// The keys of CAs: one of them is on the path from the EK certificate to the anchor.
@@ -96,6 +99,13 @@ pub struct Terms {
     pub not_after: Option<OffsetDateTime>,
     /// The most devices, counted from when it was set.
     pub quota: Option<u32>,
+    /// The kinds of identity key for which there are certificates; if empty, all of them.
+    pub ik_kinds: Vec<IkKind>,
+    /// How long certificates are valid, if that is not what the scope says.
+    pub lifetime: Option<Duration>,
+    /// Which device ids new devices get, if not the ones that follow from their EKs. They are on
+    /// the enrolment list from then on.
+    pub names: Option<NamePattern>,
 }
 
 /// An EK about which an operator is asked. Its certificate leads to a trusted vendor; nothing shows
@@ -104,10 +114,8 @@ pub struct Terms {
 pub struct Applicant {
     /// The EK.
     pub ek_id: EkId,
-    /// The subject of the anchor that its certificate leads to.
-    pub vendor: Option<String>,
-    /// The TPM that the certificate names.
-    pub tpm: Option<TpmModel>,
+    /// What its certificate says of its TPM.
+    pub facts: EkFacts,
     /// The flow that was asked for.
     pub flow: Flow,
     /// The device id that was asked for.
@@ -128,8 +136,51 @@ pub enum Unadmitted {
     TooEarly { group: GroupName, from: OffsetDateTime },
     #[error("group {group} admitted devices until {until}")]
     TooLate { group: GroupName, until: OffsetDateTime },
+    #[error("group {group} takes identity keys of these kinds: {allowed}; and not {found}")]
+    IkKind { group: GroupName, found: IkKind, allowed: String },
     #[error("group {group} has as many devices as it may: {quota}")]
     Full { group: GroupName, quota: u32 },
+}
+
+/// A device id with `{n}` in it, which stands for a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamePattern {
+    before: String,
+    after: String,
+}
+
+impl NamePattern {
+    /// The device id with this number.
+    pub fn at(&self, number: u32) -> DeviceId {
+        let Self { before, after } = self;
+        format!("{before}{number}{after}").parse().expect("it was tried with the longest number")
+    }
+}
+
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{{n}}{}", self.before, self.after)
+    }
+}
+
+impl FromStr for NamePattern {
+    type Err = GroupError;
+
+    fn from_str(text: &str) -> Result<Self, GroupError> {
+        let (before, after) = text.split_once("{n}").ok_or(GroupError::Pattern)?;
+        let longest = format!("{before}{}{after}", u32::MAX);
+        longest.parse::<DeviceId>().map_err(|_| GroupError::Pattern)?;
+        Ok(Self { before: before.to_owned(), after: after.to_owned() })
+    }
+}
+
+/// Which device id a new device of a group gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Naming {
+    /// The group.
+    pub group: GroupName,
+    /// The first number whose id is nobody's counts.
+    pub names: NamePattern,
 }
 
 /// A place among the devices of a group that may have so many and no more.
@@ -251,6 +302,16 @@ impl Group {
         if self.terms.quota.is_some_and(|quota| !(1..=Terms::MAX_QUOTA).contains(&quota)) {
             return Err(GroupError::Quota);
         }
+        // Anybody with an EK certificate that the group is for can have a row made.
+        if self.terms.names.is_some()
+            && (self.answer != Answer::Admit || self.terms.quota.is_none())
+        {
+            return Err(GroupError::Names(self.name.clone()));
+        }
+        let lifetimes = Profile::MIN_VALIDITY..=Profile::MAX_VALIDITY;
+        if self.terms.lifetime.is_some_and(|lifetime| !lifetimes.contains(&lifetime)) {
+            return Err(GroupError::Lifetime);
+        }
         Ok(())
     }
 }
@@ -266,7 +327,7 @@ impl Conditions {
     /// The longest model, in bytes: certificates have some ten.
     pub const MAX_MODEL: usize = 64;
 
-    /// Whether they hold for no EK without a vendor's certificate.
+    /// Whether they hold for no EK of which nothing is known from a certificate.
     pub fn need_a_certificate(&self) -> bool {
         let Self { issuers, manufacturers, models, firmware, .. } = self;
         let are_empty = issuers.is_empty() && manufacturers.is_empty() && models.is_empty();
@@ -275,7 +336,9 @@ impl Conditions {
 
     fn hold(&self, comer: &Comer<'_>) -> bool {
         let Self { issuers, manufacturers, models, firmware, enrolled, eks } = self;
-        let Comer { ek, tpm, issuers: path, is_enrolled } = comer;
+        let Comer { ek, facts, is_enrolled } = comer;
+        let tpm = facts.and_then(|facts| facts.tpm.as_ref());
+        let path = facts.map_or(&[][..], |facts| &facts.issuers);
         let of_tpm = |fits: &dyn Fn(&TpmModel) -> bool| tpm.is_some_and(fits);
         (issuers.is_empty() || issuers.iter().any(|issuer| path.contains(issuer)))
             && (manufacturers.is_empty()
@@ -294,8 +357,7 @@ impl Conditions {
 /// What conditions are about.
 pub(crate) struct Comer<'a> {
     pub(crate) ek: EkId,
-    pub(crate) tpm: Option<&'a TpmModel>,
-    pub(crate) issuers: &'a [CaKey],
+    pub(crate) facts: Option<&'a EkFacts>,
     pub(crate) is_enrolled: bool,
 }
 
@@ -451,6 +513,15 @@ pub enum GroupError {
     TooLong(GroupName),
     #[error("a quota is 1 to {}", Terms::MAX_QUOTA)]
     Quota,
+    #[error("a lifetime is 1 to {} days", Profile::MAX_VALIDITY.whole_days())]
+    Lifetime,
+    #[error("that is no device id with {{n}} in it, such as pump-{{n}}")]
+    Pattern,
+    #[error(
+        "group {0} can give names if it admits and has a quota (--admit, --quota); elsewhere, \
+         `assay pending approve --name` does"
+    )]
+    Names(GroupName),
     #[error("group {0} would end before it begins, and admit nobody")]
     Never(GroupName),
 }
@@ -532,6 +603,24 @@ mod tests {
         let at = OffsetDateTime::UNIX_EPOCH;
         group.terms = Terms { not_before: Some(at), not_after: Some(at), ..Terms::default() };
         assert_eq!(Groups::new(vec![group.clone()]), Err(GroupError::Never(group.name)));
+    }
+
+    #[test]
+    fn names_stand_for_numbers_and_need_a_quota() {
+        let names: NamePattern = "pump-{n}.north".parse().unwrap();
+        assert_eq!(names.at(17).as_str(), "pump-17.north");
+        assert_eq!(names.to_string(), "pump-{n}.north");
+        for text in ["pump", "pump/{n}", "", &format!("{{n}}{}", "x".repeat(64))] {
+            assert_eq!(text.parse::<NamePattern>(), Err(GroupError::Pattern), "{text}");
+        }
+        let mut group = Groups::of_new_ca().all()[0].clone();
+        group.terms.names = Some(names);
+        let refused = Err(GroupError::Names(group.name.clone()));
+        assert_eq!(Groups::new(vec![group.clone()]), refused);
+        group.terms.quota = Some(3);
+        assert!(Groups::new(vec![group.clone()]).is_ok());
+        group.answer = Answer::Ask;
+        assert_eq!(Groups::new(vec![group]), refused);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! The identity key: a key that some TPM made and keeps, and a CSR signed by it.
 
+use std::fmt;
+use std::str::FromStr;
+
 use aws_lc_rs::signature::{
     self, ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256,
     VerificationAlgorithm,
@@ -63,6 +66,16 @@ impl BoundKey {
         Ok(Self { area })
     }
 
+    /// Its kind.
+    pub fn kind(&self) -> IkKind {
+        match self.area.key() {
+            PublicKey::Ecc { curve: Curve::P256, .. } => IkKind::P256,
+            PublicKey::Ecc { curve: Curve::P384, .. } => IkKind::P384,
+            // There is one template for RSA.
+            PublicKey::Rsa { .. } => IkKind::Rsa2048,
+        }
+    }
+
     /// The IK as a SubjectPublicKeyInfo in DER.
     pub fn spki(&self) -> Vec<u8> {
         self.area.key().spki()
@@ -73,6 +86,50 @@ impl BoundKey {
         Sha256::digest(self.spki()).into()
     }
 }
+
+/// A kind of identity key, as devices and operators name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IkKind {
+    /// `p-256`
+    P256,
+    /// `p-384`
+    P384,
+    /// `rsa-2048`
+    Rsa2048,
+}
+
+impl IkKind {
+    /// Every kind for which there is a template.
+    pub const ALL: [Self; 3] = [Self::P256, Self::P384, Self::Rsa2048];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::P256 => "p-256",
+            Self::P384 => "p-384",
+            Self::Rsa2048 => "rsa-2048",
+        }
+    }
+}
+
+impl fmt::Display for IkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for IkKind {
+    type Err = UnknownIkKind;
+
+    fn from_str(name: &str) -> Result<Self, UnknownIkKind> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or(UnknownIkKind)
+    }
+}
+
+/// The text is not the name of a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected p-256, p-384 or rsa-2048")]
+pub struct UnknownIkKind;
 
 /// Whether an IK signed a message, with the one algorithm of its kind: ECDSA on P-256 with SHA-256,
 /// ECDSA on P-384 with SHA-384, or RSASSA-PKCS1-v1_5 with SHA-256.

@@ -102,12 +102,13 @@ pub use ek::assurance::{Assurance, UnknownAssurance};
 pub use ek::ca_key::{CaKey, NotACaKey};
 pub use ek::container::{ContainerError, certificates_in};
 pub use ek::evidence::{EkEvidence, Evidence, ParentEvidence};
+pub use ek::facts::EkFacts;
 pub use ek::file::{CertificateSummary, EkFileError, EkIdentity, RecognisedAs};
 pub use ek::model::TpmModel;
 pub use ek::trust::{EkCheck, TrustedEk};
 
 mod ik;
-pub use ik::BoundKey;
+pub use ik::{BoundKey, IkKind, UnknownIkKind};
 
 mod profile;
 pub use profile::{
@@ -124,7 +125,7 @@ pub use records::{
 mod groups;
 pub use groups::{
     Answer, Applicant, Conditions, EkPrefix, Firmware, Group, GroupError, GroupName, Groups,
-    Manufacturer, Place, Terms, Unadmitted,
+    Manufacturer, NamePattern, Naming, Place, Terms, Unadmitted,
 };
 
 mod admission;

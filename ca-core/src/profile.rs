@@ -1,5 +1,6 @@
 //! How long device certificates are valid, and which flows a scope offers.
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use assay_wire::Flow;
@@ -130,6 +131,18 @@ impl Profile {
     /// How long a certificate is valid after its issue.
     pub fn validity(&self) -> Duration {
         self.validity
+    }
+
+    /// The profile of a device whose group says how long its certificates are valid, but no longer
+    /// than this one says: how long a revocation must be listed follows from this one. When a
+    /// certificate is renewed follows from its own lifetime.
+    pub fn lasting(&self, lifetime: Option<Duration>) -> Cow<'_, Self> {
+        match lifetime {
+            Some(validity) if validity < self.validity => {
+                Cow::Owned(Self { validity, ..self.clone() })
+            }
+            _ => Cow::Borrowed(self),
+        }
     }
 
     /// How long a certificate is valid before its issue.

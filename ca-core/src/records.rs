@@ -7,6 +7,7 @@ use assay_wire::{DeviceId, EkId};
 use time::{Duration, OffsetDateTime};
 
 use crate::ek::assurance::Assurance;
+use crate::ek::facts::EkFacts;
 
 /// An entry of the operator's list of EKs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +22,9 @@ pub struct Enrolment {
     /// Whether a shared key may be sent to a plain storage root key. The device's software can then
     /// have the shared key.
     pub plain_srk: bool,
+    /// What is known of its TPM from a certificate that the device showed, or that the operator's
+    /// list has.
+    pub facts: Option<EkFacts>,
 }
 
 /// What a device gets that was provisioned before and now comes with a new key, because its TPM was

@@ -44,6 +44,7 @@ fn add(store: &mut dyn Store, scope: &Scope, batch: &[u64], now: OffsetDateTime)
         plain_srk: None,
         disabled: None,
         tags: Tags::new(),
+        facts: None,
         added_at: now,
     });
     let results = store.enroll(&enrolments.collect::<Vec<_>>())?;

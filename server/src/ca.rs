@@ -10,6 +10,8 @@ use assay_store::{RevokedCertificates, Store, StoreError};
 use assay_wire::{CertificateDer, KeyId, Scope};
 use time::OffsetDateTime;
 
+use crate::hook::Hook;
+
 /// The CA's own keys and rules.
 pub struct Ca {
     /// The provisioning domain it serves.
@@ -29,6 +31,8 @@ pub struct Ca {
     /// Signs documents for devices. `None` if the worker's key or certificate cannot be used for
     /// that.
     pub documents: Option<ConfigurationSigner>,
+    /// The operator's own service, which is asked about each device, if there is one.
+    pub hook: Option<Hook>,
 }
 
 /// A revocation list, and who signed it.

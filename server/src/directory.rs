@@ -15,6 +15,7 @@ use assay_ca_core::{
 };
 use assay_pkcs11::Tokens;
 use assay_wire::{DeviceId, Flow, Rights, Scope};
+use ipnet::IpNet;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -27,6 +28,7 @@ use crate::backup_file::is_plain;
 use crate::ca::Ca;
 use crate::dated;
 use crate::expiry::ends_of;
+use crate::hook::Hook;
 use crate::issuing_files::{self, Files, IssuingName, PENDING, URIS};
 use crate::issuing_keys::{KeptKey, MadeIssuing, TokenPlace};
 use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours, pem_of};
@@ -34,7 +36,7 @@ use crate::operator;
 use crate::random::random;
 use crate::root_files::{self, Root};
 use crate::staging::Staging;
-use assay_broker_plugin::embedded::Limits;
+use assay_broker_plugin::embedded::{Balancers, Limits};
 use assay_store::sqlite::Sqlite;
 use assay_store::{Database, Deed, IdentityRole, NewIdentity, PostgresSettings, Retention, Store};
 
@@ -56,12 +58,25 @@ pub struct Config {
     pub operational: SocketAddr,
     /// How much the built-in broker holds at once.
     pub limits: Limits,
+    /// Who passes connections on to the built-in broker, and says where they come from.
+    pub balancers: Balancers,
     /// What certificates look like, and which flows lead to one.
     pub profile: Profile,
     /// How long rows that nobody needs any more are kept.
     pub retention: Retention,
     /// The PostgreSQL with the CA's record; `None` if the record is in a file.
     postgres: Option<PostgresAddress>,
+    /// The operator's own service, which is asked about each device.
+    hook: Option<HookAddress>,
+}
+
+/// A service; files are in the CA's directory unless they have a path of their own.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HookAddress {
+    url: String,
+    ca: PathBuf,
+    secret_file: PathBuf,
 }
 
 /// A PostgreSQL; files are in the CA's directory unless they have a path of their own.
@@ -128,12 +143,18 @@ impl Directory {
     /// The settings name a file in this directory by a name that no other directory may have.
     pub fn files(&self) -> Result<Vec<(String, PathBuf)>> {
         let mut names = self.own_files()?;
-        for file in self.config.postgres.iter().flat_map(|it| [&it.ca, &it.password_file]).flatten()
+        let store = self.config.postgres.iter().flat_map(|it| [&it.ca, &it.password_file]);
+        let hook = self.config.hook.iter().flat_map(|it| [&it.ca, &it.secret_file]);
+        for (section, file) in
+            store.flatten().map(|it| ("store", it)).chain(hook.map(|it| ("hook", it)))
         {
             // One elsewhere stays there.
             if file.is_relative() {
                 let name = file.to_str().filter(|name| is_plain(name)).with_context(|| {
-                    format!("[store] names {}; put it into the directory itself", file.display())
+                    format!(
+                        "[{section}] names {}; put it into the directory itself",
+                        file.display()
+                    )
                 })?;
                 if !names.iter().any(|known| known == name) {
                     names.push(name.to_owned());
@@ -455,7 +476,18 @@ impl Directory {
             documents: self.credentials("worker").ok().and_then(|worker| {
                 ConfigurationSigner::new(&worker.chain, worker.key.secret_der()).ok()
             }),
+            hook: self.hook()?,
         })
+    }
+
+    /// The service that `assay.toml` names, if it names one.
+    fn hook(&self) -> Result<Option<Hook>> {
+        let Some(HookAddress { url, ca, secret_file }) = &self.config.hook else {
+            return Ok(None);
+        };
+        let [ca, secret] = [ca, secret_file].map(|file| self.path.join(file));
+        let hook = self.credentials("worker").and_then(|it| Hook::new(url, &ca, &secret, &it));
+        Ok(Some(hook.context("[hook] of assay.toml")?))
     }
 
     /// The certificate by which the root vouches for a new one, for devices.
@@ -968,9 +1000,11 @@ impl Config {
             bootstrap: raw.broker.bootstrap,
             operational: raw.broker.operational,
             limits: raw.broker.limits.checked().context("broker.limits")?,
+            balancers: balancers(&raw.broker.balancers).context("broker.balancers")?,
             profile: profile.with_flows(flows).context("flows")?,
             retention: raw.store.retention.checked().context("store.retention")?,
             postgres: raw.store.address().context("store")?,
+            hook: raw.hook,
         })
     }
 }
@@ -985,6 +1019,7 @@ struct RawConfig {
     certificates: RawCertificates,
     shared_keys: RawSharedKeys,
     store: RawStore,
+    hook: Option<HookAddress>,
 }
 
 #[derive(Deserialize)]
@@ -1056,7 +1091,24 @@ impl Default for RawRetention {
 struct RawBroker {
     bootstrap: SocketAddr,
     operational: SocketAddr,
+    balancers: Vec<String>,
     limits: RawLimits,
+}
+
+/// Those at these addresses, and in these networks.
+///
+/// # Errors
+/// One is neither; or this machine is among them, from which the worker connects without a header.
+fn balancers(texts: &[String]) -> Result<Balancers> {
+    let network = |text: &String| -> Result<IpNet> {
+        let alone = text.parse::<IpAddr>().map(IpNet::from);
+        let network = alone.or_else(|_| text.parse());
+        let network = network.with_context(|| format!("{text} is no address and no network"))?;
+        let is_ours = network.contains(&IpAddr::from(Ipv4Addr::LOCALHOST));
+        ensure!(!is_ours, "{text} has 127.0.0.1, from where the CA's own worker connects");
+        Ok(network)
+    };
+    Ok(Balancers::new(texts.iter().map(network).collect::<Result<_>>()?))
 }
 
 #[derive(Deserialize)]
@@ -1095,6 +1147,7 @@ impl Default for RawConfig {
             certificates: RawCertificates::default(),
             shared_keys: RawSharedKeys::default(),
             store: RawStore::default(),
+            hook: None,
         }
     }
 }
@@ -1105,6 +1158,7 @@ impl Default for RawBroker {
         Self {
             bootstrap: everywhere(8883),
             operational: everywhere(8884),
+            balancers: Vec::new(),
             limits: RawLimits::default(),
         }
     }

@@ -7,7 +7,7 @@ use std::io::{Read, stdin};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use assay_ca_core::{EkIdentity, RecognisedAs, Reprovision};
+use assay_ca_core::{EkFacts, EkIdentity, RecognisedAs, Reprovision};
 use assay_store::{NewEnrolment, Tags};
 use assay_wire::{DeviceId, EkId};
 use csv::{ByteRecord, ErrorKind, ReaderBuilder, Trim};
@@ -59,6 +59,7 @@ impl Defaults {
     /// It is no EK, or not a sound one.
     pub fn enrolment(&self, ek: &[u8]) -> Result<(RecognisedAs, EkIdentity, NewEnrolment)> {
         let (recognised, identity) = EkIdentity::recognise(ek)?;
+        let tpm = identity.certificate.as_ref().and_then(|certificate| certificate.tpm.clone());
         let enrolment = NewEnrolment {
             ek_id: identity.ek_id,
             device_id: None,
@@ -68,6 +69,7 @@ impl Defaults {
             plain_srk: self.plain_srk,
             disabled: None,
             tags: Tags::new(),
+            facts: tpm.map(|tpm| EkFacts::of_file(Some(tpm))),
             added_at: self.added_at,
         };
         Ok((recognised, identity, enrolment))
@@ -272,9 +274,7 @@ impl Columns {
             )
         });
         let tags: Tags = tags.collect::<Result<_>>()?;
-        for (name, value) in &tags {
-            ensure!(value.len() <= MAX_TAG, "{name:?} is longer than {MAX_TAG} bytes");
-        }
+        check_tags(&tags)?;
         let reprovision =
             cell(record, self.reprovision, |policy| Ok(policy.parse()?)).context("reprovision")?;
         let flag = |column| cell(record, column, |flag| either(flag, ["false", "true"]));
@@ -328,6 +328,16 @@ pub(crate) fn checked(ek: &EkIdentity, enrolment: NewEnrolment) -> Result<NewEnr
     }
     let device_id = enrolment.device_id.map(|id| ek.may_be_named(id)).transpose()?;
     Ok(NewEnrolment { device_id, ..enrolment })
+}
+
+/// Refuses more tags than a list may have, and longer ones.
+pub(crate) fn check_tags(tags: &Tags) -> Result<()> {
+    ensure!(tags.len() <= MAX_TAGS, "there are more than {MAX_TAGS}");
+    for (name, value) in tags {
+        ensure!(name.len() <= MAX_TAG_NAME, "a name is longer than {MAX_TAG_NAME} bytes");
+        ensure!(value.len() <= MAX_TAG, "{name:?} is longer than {MAX_TAG} bytes");
+    }
+    Ok(())
 }
 
 /// Makes the second entry for an EK or device id an error that names the first.

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod directory;
 pub mod ek_list;
 pub mod expiry;
+pub mod hook;
 pub mod issuing_files;
 pub mod operations;
 pub mod pipeline;

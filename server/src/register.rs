@@ -353,6 +353,7 @@ mod tests {
             plain_srk: None,
             disabled: None,
             tags: Tags::new(),
+            facts: None,
             added_at: OffsetDateTime::now_utc(),
         };
         store.enroll(&[enrolment]).unwrap().remove(0).unwrap();

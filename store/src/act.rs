@@ -2,7 +2,7 @@
 //! they are signed.
 
 use assay_ca_core::{
-    ActiveCertificate, Confirmed, FirstUse, Issued, OfferedKey, Proven, Records, Renewed,
+    ActiveCertificate, Confirmed, EkFacts, FirstUse, Issued, OfferedKey, Proven, Records, Renewed,
     Unconfirmed, Unproven,
 };
 use assay_wire::{DeviceId, EkId};
@@ -131,6 +131,9 @@ pub enum Act {
     None,
     /// An operator is asked about an EK. It depends on nothing.
     Ask(Waiting),
+    /// A certificate said this of an EK. It is kept if the EK is enrolled, in place of what was
+    /// known before. It depends on nothing.
+    Learn(EkId, EkFacts),
     /// The certificate of a device that proved itself, as its only active one.
     Certify(Issued<Proven>),
     /// A certificate that waits to be confirmed.

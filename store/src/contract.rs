@@ -28,7 +28,9 @@ use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce}
 use crate::chain::Walked;
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
-use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::enrolments::{
+    EnrolError, EnrolResults, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement, Tenure,
+};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
 use crate::events::{Teller, Told, Untold};
@@ -169,6 +171,18 @@ pub trait Store: Send {
     /// If the device id were free before the certificates are revoked, two devices would have it.
     fn remove(&mut self, ek: &EkId, now: OffsetDateTime) -> Result<Option<Removed>, StoreError>;
 
+    /// Gives a device another TPM in one transaction: the EK that holds the device id is [removed](Self::remove) and disabled, and the new one is enrolled under that id.
+    ///
+    /// If it were done by halves, the old TPM and the new one would be one device at the same time,
+    /// or none.
+    fn replace(
+        &mut self,
+        replacement: &Replacement,
+    ) -> Result<Result<Replaced, EnrolError>, StoreError>;
+
+    /// The EKs that were registered under a device id, the first one first, and the one that is.
+    fn history(&mut self, device: &DeviceId) -> Result<Vec<Tenure>, StoreError>;
+
     /// Disables or enables an EK, whether the CA knows it or not. Returns `false` if it was so
     /// before.
     ///
@@ -196,8 +210,8 @@ pub trait Store: Send {
     fn set_groups(&mut self, seen: GroupsVersion, groups: &Groups) -> Result<bool, StoreError>;
 
     /// Gives an EK a place in a group, or keeps the one that it has. Returns `false` if as many
-    /// have one as may. An EK keeps its place while it is registered or uses a shared key, and else
-    /// for 25 hours; and it loses it when it is [removed](Self::remove).
+    /// have one as may. An EK keeps its place while it is enrolled or registered or uses a shared
+    /// key, and else for 25 hours; and it loses it when it is [removed](Self::remove).
     ///
     /// With one place too many, a group has more devices than the operator allowed. One too few
     /// keeps a device out.

@@ -5,7 +5,7 @@ use assay_wire::{DeviceId, EkId, Rights};
 use sha2::{Digest, Sha256};
 
 use crate::audit::Deed;
-use crate::enrolments::{EnrolResults, Enrolled, NewEnrolment, Removed};
+use crate::enrolments::{EnrolResults, Enrolled, NewEnrolment, Removed, Replacement};
 use crate::epoch::{PublishedList, TakenOver};
 use crate::groups::Columns;
 use crate::identities::{IdentityCertificate, NewIdentity, Which, columns};
@@ -50,6 +50,14 @@ pub(crate) fn removed(
     let Removed { certificates, shared_key } = removed;
     let detail = format!("certificates={certificates} shared-key={shared_key}");
     Deed { detail: Some(detail), ended, ..on("remove", *ek, device) }
+}
+
+/// `ended` is the certificate of the old TPM that was in force.
+pub(crate) fn replaced(replacement: &Replacement, ended: Option<Vec<u8>>) -> Vec<Deed> {
+    let Replacement { device_id, old, new } = replacement;
+    let [was, is] = [("replaced", *old), ("replace", new.ek_id)]
+        .map(|(action, ek)| on(action, ek, Some(device_id.clone())));
+    vec![Deed { ended, ..was }, is]
 }
 
 pub(crate) fn switched(ek: &EkId, device: Option<DeviceId>, disabled: bool) -> Deed {

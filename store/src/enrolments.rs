@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use assay_ca_core::{Reprovision, SharedKeyOnRecord};
+use assay_ca_core::{EkFacts, Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
@@ -29,6 +29,8 @@ pub struct NewEnrolment {
     pub disabled: Option<bool>,
     /// What the operator's list says besides. If this is empty, the tags on record stay.
     pub tags: Tags,
+    /// What is known of its TPM from a certificate.
+    pub facts: Option<EkFacts>,
     /// The time of the enrolment.
     pub added_at: OffsetDateTime,
 }
@@ -75,6 +77,8 @@ pub struct EnrolmentRow {
     pub shared_key: Option<SharedKeyOnRecord>,
     /// What else the operator's list says of it.
     pub tags: Tags,
+    /// What is known of its TPM from a certificate; `None` without an enrolment.
+    pub facts: Option<EkFacts>,
     /// When it was enrolled; if it was not, when it was registered; if neither, when it was
     /// disabled. In seconds since 1970.
     pub added_at: i64,
@@ -87,6 +91,51 @@ pub struct Removed {
     pub certificates: usize,
     /// Whether a shared key is retired.
     pub shared_key: bool,
+}
+
+/// Another TPM for a device.
+#[derive(Clone, Debug)]
+pub struct Replacement {
+    /// The device.
+    pub device_id: DeviceId,
+    /// The EK that holds its id, and is to hold it no more.
+    pub old: EkId,
+    /// The EK of its next TPM. What is `None` in it is taken from the old one's enrolment, with the
+    /// tags; its device id is the device's.
+    pub new: NewEnrolment,
+}
+
+impl Replacement {
+    /// What is enrolled in place of this row.
+    pub(crate) fn enrolment(&self, old: Option<&EnrolmentRow>) -> NewEnrolment {
+        let mut new = self.new.clone();
+        new.device_id = Some(self.device_id.clone());
+        new.reprovision = new.reprovision.or_else(|| old?.reprovision);
+        if new.tags.is_empty() {
+            new.tags = old.map(|old| old.tags.clone()).unwrap_or_default();
+        }
+        new
+    }
+}
+
+/// What became of a [`Replacement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replaced {
+    /// The new EK holds the id.
+    Done(Removed),
+    /// Another EK holds it than the old one, or none does.
+    NotHeld,
+}
+
+/// An EK that is registered under a device id, or was until it was removed or replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenure {
+    /// The EK.
+    pub ek_id: EkId,
+    /// Since when it was registered, in seconds since 1970.
+    pub since: i64,
+    /// Until when, in the same way; `None` if it is.
+    pub until: Option<i64>,
 }
 
 /// Why an EK cannot be enrolled.

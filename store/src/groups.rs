@@ -1,6 +1,6 @@
 //! Groups as they are on record: conditions and terms in JSON.
 
-use assay_ca_core::{Conditions, Group, GroupError, Groups, Terms};
+use assay_ca_core::{Conditions, Group, GroupError, Groups, IkKind, Terms};
 use assay_wire::Flow;
 use serde_json::{Map, Value, json};
 use time::{Duration, OffsetDateTime};
@@ -43,6 +43,12 @@ impl Columns {
                 FLOWS => terms.flows = list::<Flow>(value)?,
                 NOT_BEFORE => terms.not_before = Some(time(value)?),
                 NOT_AFTER => terms.not_after = Some(time(value)?),
+                IKS => terms.ik_kinds = list::<IkKind>(value)?,
+                NAMES => terms.names = Some(parsed(value)?),
+                LIFETIME => {
+                    let seconds = value.as_i64().ok_or_else(|| unreadable(value))?;
+                    terms.lifetime = Some(Duration::seconds(seconds));
+                }
                 QUOTA => {
                     let quota = value.as_u64().and_then(|quota| quota.try_into().ok());
                     terms.quota = Some(quota.ok_or_else(|| unreadable(value))?);
@@ -71,7 +77,7 @@ pub(crate) fn read(rows: &[Columns]) -> Result<Groups, StoreError> {
 /// Whatever differs from a group without conditions and terms.
 fn rule(Group { conditions, terms, .. }: &Group) -> Value {
     let Conditions { issuers, manufacturers, models, firmware, enrolled, eks } = conditions;
-    let Terms { flows, not_before, not_after, quota } = terms;
+    let Terms { flows, not_before, not_after, quota, ik_kinds, lifetime, names } = terms;
     let mut rule = Map::new();
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -88,6 +94,9 @@ fn rule(Group { conditions, terms, .. }: &Group) -> Value {
     put(NOT_BEFORE, not_before.map(|time| json!(time.unix_timestamp())));
     put(NOT_AFTER, not_after.map(|time| json!(time.unix_timestamp())));
     put(QUOTA, quota.map(|quota| json!(quota)));
+    put(IKS, texts(ik_kinds));
+    put(LIFETIME, lifetime.map(|lifetime| json!(lifetime.whole_seconds())));
+    put(NAMES, names.as_ref().map(|names| json!(names.to_string())));
     rule.into()
 }
 
@@ -123,6 +132,9 @@ const FLOWS: &str = "flows";
 const NOT_BEFORE: &str = "not_before";
 const NOT_AFTER: &str = "not_after";
 const QUOTA: &str = "quota";
+const IKS: &str = "iks";
+const NAMES: &str = "names";
+const LIFETIME: &str = "lifetime_s";
 
 /// How long a place is kept for a device that has not proved itself, and to which no shared key was
 /// offered: longer than a sealed certificate may wait to be confirmed.
@@ -150,12 +162,15 @@ mod tests {
                 enrolled: Some(false),
                 eks: vec!["0123".parse().unwrap()],
             },
-            answer: Answer::Ask,
+            answer: Answer::Admit,
             terms: Terms {
                 flows: Flow::ALL.to_vec(),
                 not_before: Some(at),
                 not_after: Some(at + Duration::DAY),
                 quota: Some(17),
+                ik_kinds: IkKind::ALL.to_vec(),
+                lifetime: Some(Duration::DAY),
+                names: Some("pump-{n}".parse().unwrap()),
             },
         };
         let empty = Group {

@@ -22,6 +22,7 @@ mod enrolments;
 mod epoch;
 mod error;
 mod events;
+mod facts;
 mod groups;
 mod identities;
 mod pending;
@@ -50,7 +51,8 @@ pub use contract::Store;
 pub use copy::{Progress, copy};
 pub use database::{Database, Status};
 pub use enrolments::{
-    EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags,
+    EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement,
+    Tags, Tenure,
 };
 pub use epoch::{Epoch, ListedAre, PublishedList, Raised, Restored, SharedKeys, TakenOver};
 pub use error::StoreError;

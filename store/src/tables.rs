@@ -156,14 +156,11 @@ pub(crate) const TABLES: &[Table] = &[
         order: Order::Key,
         columns: &[
             bytes("ek_id"),
-            text("vendor"),
-            text("manufacturer"),
-            text("model"),
-            text("firmware"),
             text("flow"),
             text("device_id"),
             number("first_seen"),
             number("last_seen"),
+            text("facts"),
         ],
     },
     Table {
@@ -178,12 +175,18 @@ pub(crate) const TABLES: &[Table] = &[
             number("added_at"),
             text("tags"),
             truth("plain_srk"),
+            text("facts"),
         ],
     },
     Table {
         name: "devices",
         order: Order::Key,
         columns: &[text("device_id"), bytes("ek_id"), text("assurance"), number("registered_at")],
+    },
+    Table {
+        name: "former_eks",
+        order: Order::Made,
+        columns: &[text("device_id"), bytes("ek_id"), number("since"), number("until")],
     },
     Table { name: "disabled_eks", order: Order::Key, columns: &[bytes("ek_id"), number("since")] },
     Table {

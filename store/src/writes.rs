@@ -112,7 +112,7 @@ impl<'a> Write<'a> {
     /// `now` is the time of an offer, which has none of its own.
     fn of(act: &'a Act, now: OffsetDateTime) -> Option<Self> {
         Some(match act {
-            Act::None | Act::Ask(_) => return None,
+            Act::None | Act::Ask(_) | Act::Learn(..) => return None,
             Act::Certify(certificate) => {
                 let issued_at = certificate.facts().issued_at;
                 Self::Certificate(new_certificate(certificate, Some(issued_at)))

@@ -118,10 +118,16 @@ fn a_worker_on_mosquitto_killed_between_commit_and_event_leaves_it_to_the_next()
     // Dropped, it is killed.
     drop(worker);
     let _next = Worker::start(&dir, &operational)?;
-    let told = events.until("assay.device.provisioned")?;
-    ensure!(told.len() == 1, "{told:?}");
-    ensure!(told[0].1["data"]["serial"] == second["serial"], "{told:?}");
-    Ok(())
+    // The first may be told again, if the broker's acknowledgement came too late to be noted.
+    for _ in 0..2 {
+        let told = events.until("assay.device.provisioned")?;
+        let serial = &told.last().context("an event")?.1["data"]["serial"];
+        if *serial == second["serial"] {
+            return Ok(());
+        }
+        ensure!(*serial == first["serial"], "{told:?}");
+    }
+    bail!("nobody told of the second")
 }
 
 /// Keeps workers from telling events for a while.

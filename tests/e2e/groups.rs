@@ -1,13 +1,14 @@
 //! Who is admitted: the operator's groups, in order.
 
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use assay_tests::{AssayDir, Device, EkKind, Swtpm, json, run, trusted_vendor};
+use assay_tests::{AssayDir, Device, EkKind, Swtpm, json, run, tool, trusted_vendor};
 use serde_json::Value;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, ek_of};
 
 #[test]
 fn the_first_group_that_fits_decides_and_a_removed_one_stops_the_next_device_alone() -> Result<()> {
@@ -47,6 +48,43 @@ fn the_first_group_that_fits_decides_and_a_removed_one_stops_the_next_device_alo
     lab.audited("not-admitted").map(drop)
 }
 
+/// Otherwise whoever has such a TPM leaves its certificate out.
+#[test]
+fn enrolled_device_that_leaves_its_certificate_out_is_refused_by_what_it_said_before() -> Result<()>
+{
+    let lab = Lab::open()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 2)?;
+    let [enrolled_by_key, enrolled_by_file] = &tpms[..] else { unreachable!() };
+    for (tpm, content) in [
+        (enrolled_by_key, enrolled_by_key.ek_public_pem(EkKind::P256)?.into_bytes()),
+        (enrolled_by_file, enrolled_by_file.ek_certificate(EkKind::P256)?),
+    ] {
+        let file = tpm.work_dir().join("ek");
+        fs::write(&file, content)?;
+        lab.assay(&["enroll", "add", file.to_str().context("a path")?])?;
+    }
+    let leave_out = |tpm: &Swtpm| tpm.tpm2(&["nvundefine", "-C", "p", "0x01C0000A"]).map(drop);
+    let device = Device::new(enrolled_by_key)?;
+    let device_id = lab.provision(&device, &["--flow", "sealed"])?["device_id"].clone();
+    let show = lab.assay(&["enroll", "show", device_id.as_str().context("a device id")?])?;
+    let shown: Value = serde_json::from_slice(&show.stdout)?;
+    let manufacturer = shown["tpm"]["manufacturer"].as_str().context("a manufacturer")?;
+
+    let condition = ["--manufacturer", manufacturer, "--refuse", "--position", "1"];
+    lab.assay(&[&["group", "add", "flawed"], &condition[..]].concat())?;
+    for tpm in [enrolled_by_key, enrolled_by_file] {
+        leave_out(tpm)?;
+        for flow in ["ticket", "sealed", "shared-key"] {
+            let options = ["--ek", "p-256", "--flow", flow];
+            lab.refused(&Device::new(tpm)?, &options, "group flawed refuses it")?;
+        }
+    }
+    let said = String::from_utf8(device.renew(&lab.dir, &lab.server)?.output()?.stderr)?;
+    ensure!(said.contains("group flawed refuses it"), "{said}");
+    lab.assay(&["group", "remove", "flawed"])?;
+    lab.provision(&Device::new(enrolled_by_file)?, &["--ek", "p-256"]).map(drop)
+}
+
 #[test]
 fn a_group_says_which_flows_and_until_when() -> Result<()> {
     let lab = Lab::open()?;
@@ -60,6 +98,69 @@ fn a_group_says_which_flows_and_until_when() -> Result<()> {
     lab.refused(&Device::new(&tpms[1])?, &[], "group bench admitted devices until 2020-01-01")?;
     lab.assay(&["group", "update", "bench", "--without", "not-after"])?;
     lab.provision(&Device::new(&tpms[1])?, &[]).map(drop)
+}
+
+#[test]
+fn a_group_says_for_how_long_certificates_are_valid_and_for_which_keys() -> Result<()> {
+    // Every certificate is due, if the next one ends later.
+    let lab = Lab::with_settings("[certificates]\nrenew_before_days = 90\n")?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 2)?;
+    let lab_devices = ["--admit", "--position", "1", "--lifetime", "2", "--ik", "p-384"];
+    lab.assay(&[&["group", "add", "bench"], &lab_devices[..]].concat())?;
+    for flow in ["ticket", "sealed"] {
+        let device = Device::new(&tpms[0])?;
+        lab.refused(&device, &["--flow", flow], "takes identity keys of these kinds: p-384")?;
+    }
+    let device = Device::new(&tpms[0])?;
+    lab.provision(&device, &["--flow", "ticket", "--ik", "p-384", "--ik-handle", "0x81000210"])?;
+    lab.provision(&Device::new(&tpms[1])?, &["--flow", "sealed", "--ik", "p-384"])?;
+    let lifetimes = || -> Result<Vec<i64>> {
+        let certs = lab.dir.list("certs")?.into_iter();
+        certs.map(|row| Ok(seconds(&row["not_after"])? - seconds(&row["issued_at"])?)).collect()
+    };
+    ensure!(lifetimes()? == [2 * DAY, 2 * DAY], "{:?}", lifetimes()?);
+    // A key of before goes on, and its next certificate is as the group says by then.
+    lab.assay(&["group", "update", "bench", "--ik", "rsa-2048", "--lifetime", "40"])?;
+    // A certificate is renewed by a newer one, and times have seconds.
+    thread::sleep(Duration::from_secs(1));
+    json(&mut device.renew(&lab.dir, &lab.server)?)?;
+    ensure!(lifetimes()? == [2 * DAY, 2 * DAY, 40 * DAY], "{:?}", lifetimes()?);
+    let rekey = device.rekey_at(&lab.server.bootstrap, &lab.dir.root_pem())?.output()?;
+    let said = String::from_utf8(rekey.stderr)?;
+    ensure!(said.contains("takes identity keys of these kinds: rsa-2048"), "{said}");
+    lab.assay(&["group", "update", "bench", "--without", "ik,lifetime"])?;
+    run(&mut device.rekey_at(&lab.server.bootstrap, &lab.dir.root_pem())?)?;
+    ensure!(lifetimes()?[3] == 90 * DAY, "{:?}", lifetimes()?);
+    Ok(())
+}
+
+#[test]
+fn a_group_names_its_new_devices_with_the_next_numbers_that_are_free() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 4)?;
+    let group = ["group", "add", "pumps", "--admit", "--position", "1", "--name", "pump-{n}"];
+    let refused = lab.dir.assay(&group)?.output()?;
+    ensure!(String::from_utf8(refused.stderr)?.contains("--quota"), "anybody could make rows");
+    lab.assay(&[&group[..], &["--quota", "4"]].concat())?;
+    lab.enroll(&tpms[3], EkKind::P256, "pump-2", &[])?;
+    for (n, flow) in [(1, "ticket"), (3, "sealed"), (4, "shared-key")] {
+        let tpm = &tpms[[0, 1, 2][(n / 2) as usize]];
+        let device = Device::new(tpm)?;
+        let name = format!("pump-{n}");
+        ensure!(lab.provision(&device, &["--flow", flow])?["device_id"] == name, "{n}");
+        // It keeps its name, and its state or not.
+        ensure!(lab.provision(&Device::new(tpm)?, &["--flow", flow])?["device_id"] == name);
+        let shown = lab.assay(&["enroll", "show", &name])?.stdout;
+        let shown: Value = serde_json::from_slice(&shown)?;
+        ensure!(shown["enrolled_from"] == "group pumps", "{shown}");
+        ensure!(shown["tpm"]["manufacturer"].is_string(), "{shown}");
+    }
+    let approvals = lab.dir.list("audit")?.into_iter().filter(|row| row["action"] == "approve");
+    ensure!(approvals.filter(|row| row["client"] == "group:pumps").count() == 3);
+    // What an operator named has that name.
+    let operators = lab.provision(&Device::new(&tpms[3])?, &[])?;
+    ensure!(operators["device_id"] == "pump-2", "{operators}");
+    Ok(())
 }
 
 #[test]
@@ -162,14 +263,16 @@ fn trusting_a_vendor_with_admit_twice_makes_one_group() -> Result<()> {
     Ok(())
 }
 
+const DAY: i64 = 86_400;
+
+fn seconds(time: &Value) -> Result<i64> {
+    let mut date = tool("date")?;
+    let seconds = run(date.args(["+%s", "--date", time.as_str().context("a time")?]))?.stdout;
+    Ok(String::from_utf8(seconds)?.trim().parse()?)
+}
+
 fn groups(dir: &AssayDir) -> Result<Vec<Value>> {
     let listed = run(&mut dir.assay(&["group", "list", "--json"])?)?.stdout;
     let rows = serde_json::Deserializer::from_slice(&listed).into_iter();
     rows.collect::<Result<_, _>>().context("`assay group list --json` writes JSON")
-}
-
-/// The id of the EK that a device with this TPM shows.
-fn ek_of(tpm: &Swtpm) -> Result<String> {
-    let ek = json(Device::new(tpm)?.ek()?.args(["--kind", "auto", "--json"]))?;
-    Ok(ek["ek_id"].as_str().context("an EK id")?.to_owned())
 }

@@ -138,3 +138,9 @@ pub(crate) fn watched(lab: &Lab, count: u32, talk: impl FnOnce() -> Result<()>) 
     talked?;
     Ok(String::from_utf8(output.stdout)?)
 }
+
+/// The id of the EK that a device with this TPM shows.
+pub(crate) fn ek_of(tpm: &Swtpm) -> Result<String> {
+    let ek = json(Device::new(tpm)?.ek()?.args(["--kind", "auto", "--json"]))?;
+    Ok(ek["ek_id"].as_str().context("an EK id")?.to_owned())
+}

@@ -49,6 +49,66 @@ impl Ek {
     }
 }
 
+#[test]
+fn replaced_tpm_is_out_at_once_and_the_next_one_has_the_devices_name() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 2)?;
+    let [old, next] = &tpms[..] else { unreachable!() };
+    let file = |tpm: &Swtpm| -> Result<String> {
+        let file = tpm.work_dir().join("ek.der");
+        fs::write(&file, tpm.ek_certificate(EkKind::P256)?)?;
+        Ok(file.to_str().context("a path")?.to_owned())
+    };
+    lab.assay(&["enroll", "add", &file(old)?, "--device-id", "pump-17"])?;
+    let device = Device::new(old)?;
+    lab.provision(&device, &[])?;
+    let fails = |arguments: &[&str]| -> Result<String> {
+        let output = lab.dir.assay(arguments)?.output()?;
+        ensure!(output.status.code() == Some(1), "{output:?}");
+        Ok(String::from_utf8(output.stderr)?)
+    };
+    let said = fails(&["device", "replace", "pump-17", &file(old)?])?;
+    ensure!(said.contains("is that of pump-17 already"), "{said}");
+    let said = fails(&["device", "replace", "pump-18", &file(next)?])?;
+    ensure!(said.contains("no device is called pump-18"), "{said}");
+
+    let replaced = lab.assay(&["device", "replace", "pump-17", &file(next)?])?;
+    let said = String::from_utf8(replaced.stderr)?;
+    ensure!(said.contains("certificates revoked: 1"), "{said}");
+    let publish = device.publish(&lab.dir, &lab.server, "telemetry", "1")?.output()?;
+    ensure!(!publish.status.success(), "the old certificate is revoked");
+    lab.refused(&Device::new(old)?, &[], "device-disabled")?;
+    // The disk of the device is as it was.
+    ensure!(lab.provision(&device.with(next), &[])?["device_id"] == "pump-17");
+
+    let history = lab.assay(&["device", "history", "pump-17", "--json"])?;
+    let history = String::from_utf8(history.stdout)?;
+    let rows = history.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    ensure!(rows.len() == 2 && rows[0]["until"].is_string() && rows[1]["until"].is_null());
+    let audit = lab.dir.list("audit")?;
+    for (action, ek) in [("replaced", &rows[0]["ek_id"]), ("replace", &rows[1]["ek_id"])] {
+        let entry = audit.iter().find(|row| row["action"] == action).context(action)?;
+        ensure!(entry["ek_id"] == *ek && entry["due_device_id"] == "pump-17", "{entry}");
+        ensure!(entry["client"].as_str().is_some_and(|who| who.starts_with("unix:")), "{entry}");
+    }
+    Ok(())
+}
+
+#[test]
+fn device_whose_id_follows_from_its_ek_gets_no_other_tpm() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 2)?;
+    let device_id = lab.provision(&Device::new(&tpms[0])?, &[])?["device_id"].clone();
+    let file = tpms[1].work_dir().join("ek.der");
+    fs::write(&file, tpms[1].ek_certificate(EkKind::P256)?)?;
+    let device_id = device_id.as_str().context("a device id")?;
+    let output = lab.dir.assay(&["device", "replace", device_id])?.arg(file).output()?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(1) && said.contains("follows from the EK"), "{said}");
+    ensure!(lab.dir.list("devices")?.len() == 1);
+    Ok(())
+}
+
 /// A CA, and a place for an operator's files.
 struct Desk {
     dir: AssayDir,

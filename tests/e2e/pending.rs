@@ -41,6 +41,8 @@ fn a_new_device_waits_until_an_operator_approves_it_and_gets_the_name_that_they_
     let provisioned: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(provisioned["device_id"] == "pump-17", "{provisioned}");
     ensure!(waiting(&lab)?.is_empty());
+    let shown: Value = serde_json::from_slice(&lab.assay(&["enroll", "show", ek])?.stdout)?;
+    ensure!(shown["tpm"]["model"] == row["model"], "what the approval knew is kept: {shown}");
     let audit = lab.dir.list("audit")?;
     let approval = audit.iter().find(|row| row["action"] == "approve").context("an approval")?;
     ensure!(approval["ek_id"] == ek && approval["due_device_id"] == "pump-17", "{approval}");

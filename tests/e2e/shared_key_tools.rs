@@ -200,7 +200,7 @@ impl Ca {
         };
         let profile = Profile::default().with_flows(vec![Flow::SharedKey])?;
         let groups = Groups::of_new_ca();
-        let admission = Admission { groups: &groups, waits_since: None, now };
+        let admission = Admission { groups: &groups, waits_since: None, ik: None, now };
         let admitted = Admitted::decide(profile.offer()?, trusted, &records, &admission)?;
         let parent = AdmittedParent::decide(&admitted, evidence.parent()?, &records)?;
         let offer = KeyOffer::decide(admitted, parent, &records, &profile, now)?;

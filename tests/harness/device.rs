@@ -27,6 +27,11 @@ impl Device {
         Ok(Self { tcti: tcti.into(), state: tempfile::tempdir()? })
     }
 
+    /// The same state directory beside another TPM.
+    pub fn with(self, tpm: &Swtpm) -> Self {
+        Self { tcti: tpm.tcti(), ..self }
+    }
+
     pub fn state(&self) -> PathBuf {
         self.state.path().join("state")
     }

@@ -104,6 +104,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("pkg-config", "finds libtss2 where the agent is built with it"),
     ("postgresql-15", "the store for many workers, for tests"),
     ("python3-paho-mqtt", "another MQTT client that is not ours, for tests"),
+    ("haproxy", "a balancer in front of the broker, for tests"),
     ("softhsm2", "PKCS #11 tokens in software, for tests"),
     ("tpm2-abrmd", "a user-space resource manager, for tests"),
     ("tpm2-openssl", "lets OpenSSL use a TPM's keys, for tests"),

@@ -13,6 +13,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, error, warn};
 
+use super::balancer::{Balancers, read_source};
 use super::connection::Connection;
 use super::limits::{BURST, DRAIN, Limits};
 use super::packet::{End, Reason};
@@ -42,10 +43,20 @@ pub(super) struct Listener {
     arrivals: Meter<IpAddr>,
     /// Connections that have not been let in yet.
     waiting: Arc<Lobby>,
+    balancers: Arc<Balancers>,
+    /// Connections of balancers that have not said yet where they come from.
+    passed_on: Arc<Lobby>,
+    /// Warnings of each balancer.
+    warnings: Meter<IpAddr>,
 }
 
 impl Listener {
-    pub(super) fn new(entrance: Entrance, tls: watch::Receiver<Tls>, limits: &Limits) -> Self {
+    pub(super) fn new(
+        entrance: Entrance,
+        tls: watch::Receiver<Tls>,
+        limits: &Limits,
+        balancers: Arc<Balancers>,
+    ) -> Self {
         let arrivals = limits.arrivals_per_network.max(1);
         Self {
             entrance,
@@ -53,6 +64,9 @@ impl Listener {
             introduction: limits.introduction,
             arrivals: Meter::new(Rate::per_second(arrivals, arrivals.saturating_mul(BURST))),
             waiting: Lobby::new(limits.waiting),
+            balancers,
+            passed_on: Lobby::new(limits.waiting),
+            warnings: Meter::new(Rate { interval: ACCEPT_WARNING, burst: 1 }),
         }
     }
 
@@ -72,6 +86,9 @@ impl Listener {
         loop {
             tokio::select! {
                 accepted = tcp.accept() => match accepted {
+                    Ok((stream, peer)) if listener.balancers.are_at(peer.ip()) => {
+                        connections.spawn(listener.clone().attend_behind(stream, peer));
+                    }
                     Ok((stream, peer)) => match listener.let_wait(peer) {
                         Some(wait) => {
                             connections.spawn(listener.clone().attend(stream, peer, wait));
@@ -109,6 +126,33 @@ impl Listener {
             self.waiting.enter(network)
         } else {
             None
+        }
+    }
+
+    /// One connection that a balancer passes on, from accept to end.
+    async fn attend_behind(self: Arc<Self>, mut stream: TcpStream, balancer: SocketAddr) {
+        let Some(place) = self.passed_on.enter(network(balancer.ip())) else {
+            return debug!(%balancer, "closed: too many connections that it passes on begin");
+        };
+        let mut closing = self.entrance.core.closing.subscribe();
+        let read = tokio::select! {
+            read = timeout(self.introduction, read_source(&mut stream, balancer)) => read,
+            () = place.turned_out() => return,
+            _ = closing.recv() => return,
+        };
+        drop(place);
+        match read {
+            Ok(Ok(source)) => match self.let_wait(source) {
+                Some(wait) => self.attend(stream, source, wait).await,
+                None => debug!(%source, "closed: too many connections from its network"),
+            },
+            // Nobody else connects from there, so the balancer is not set up as it should be.
+            Ok(Err(error)) => {
+                if self.warnings.allows(balancer.ip(), 1, std::time::Instant::now()) {
+                    warn!(%balancer, %error, "no header of PROXY protocol 2 from a balancer: let it send one (HAProxy: send-proxy-v2), or take it out of broker.balancers");
+                }
+            }
+            Err(_) => debug!(%balancer, "closed: no header came in time"),
         }
     }
 

@@ -19,9 +19,10 @@
 //! | `places` | which connections are closed when there are too many |
 //! | `shared` | what connections share |
 //! | `pace` | who pays for the work that a client makes |
-//! | `listener`, `tls`, `wire`, `connection` | bytes and clocks |
+//! | `listener`, `balancer`, `tls`, `wire`, `connection` | bytes and clocks |
 
 mod admission;
+mod balancer;
 mod connection;
 mod counted;
 mod filters;
@@ -50,6 +51,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::doorkeeper::{Doorkeeper, Register};
+pub use balancer::Balancers;
 pub use limits::{DRAIN, Limits};
 use listener::Listener;
 use places::Lobby;
@@ -72,6 +74,9 @@ pub struct EmbeddedBrokerConfig {
     pub register: Arc<dyn Register>,
     /// How many connections there may be, and how long they may take and stay.
     pub limits: Limits,
+    /// Who says where the connections come from that it passes on. The worker of this process must
+    /// not be among them: it sends no header.
+    pub balancers: Balancers,
 }
 
 /// A running broker. If it is dropped, both listeners and all connections end at once.
@@ -89,7 +94,8 @@ impl EmbeddedBroker {
     /// descriptors as far as the system allows, and holds fewer connections than configured if that
     /// is not enough.
     pub async fn start(config: EmbeddedBrokerConfig) -> io::Result<Self> {
-        let EmbeddedBrokerConfig { bootstrap, operational, tls, scope, register, limits } = config;
+        let EmbeddedBrokerConfig { bootstrap, operational, tls, scope, register, .. } = config;
+        let (limits, balancers) = (config.limits, Arc::new(config.balancers));
         let limits = limits.within_system()?;
         let doorkeeper = Doorkeeper::new(scope, register, limits.bootstrapping);
         let core = Core::new(doorkeeper, &limits);
@@ -98,7 +104,7 @@ impl EmbeddedBroker {
         let mut listen = |tcp: TcpListener, seats| {
             let address = tcp.local_addr()?;
             let entrance = Entrance::new(seats, core.clone());
-            let listener = Listener::new(entrance, tls.subscribe(), &limits);
+            let listener = Listener::new(entrance, tls.subscribe(), &limits, balancers.clone());
             listeners.spawn(listener.serve(tcp, core.closing.subscribe()));
             io::Result::Ok(address)
         };

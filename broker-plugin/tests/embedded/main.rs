@@ -1,6 +1,7 @@
 //! The embedded broker over real sockets: strangers cannot harm it, and everybody else is served
 //! meanwhile.
 
+mod balancer;
 mod conformance;
 mod login;
 mod named;
@@ -18,7 +19,7 @@ use assay_broker_plugin::access::Identity;
 use assay_broker_plugin::certificate::ClientCertificate;
 use assay_broker_plugin::doorkeeper::{Good, LoggedIn, NotGood, Register};
 use assay_broker_plugin::embedded::{
-    ClientCertificates, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Tls,
+    Balancers, ClientCertificates, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Tls,
 };
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish};
@@ -27,7 +28,7 @@ use assay_wire::{ClientId, Rights};
 use pki::{Credential, Pki};
 use raw::*;
 use rustls::{CipherSuite, ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -94,6 +95,17 @@ impl World {
         world
     }
 
+    /// With a balancer at 127.0.0.3.
+    async fn behind_a_balancer(limits: Limits) -> Self {
+        let pki = Pki::new();
+        let operational = pki.operational_tls(ClientCertificates::Mandatory);
+        let balancers = Balancers::new(vec!["127.0.0.3/32".parse().unwrap()]);
+        let (admit, login) = (everybody(), no_logins());
+        let world = Self::starting(pki, operational, limits, admit, login, balancers).await;
+        world.broker.open();
+        world
+    }
+
     /// A world whose broker is not opened yet: it has no worker.
     async fn closed(
         pki: Pki,
@@ -102,6 +114,18 @@ impl World {
         admit: Arc<Admit>,
         login: Arc<Login>,
     ) -> Self {
+        let balancers = Balancers::default();
+        Self::starting(pki, operational_tls, limits, admit, login, balancers).await
+    }
+
+    async fn starting(
+        pki: Pki,
+        operational_tls: ServerConfig,
+        limits: Limits,
+        admit: Arc<Admit>,
+        login: Arc<Login>,
+        balancers: Balancers,
+    ) -> Self {
         let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
             bootstrap: "127.0.0.1:0".parse().unwrap(),
             operational: "127.0.0.1:0".parse().unwrap(),
@@ -109,6 +133,7 @@ impl World {
             scope: "default".parse().unwrap(),
             register: Arc::new(Answers { admit, login }),
             limits,
+            balancers,
         })
         .await
         .unwrap();
@@ -126,6 +151,15 @@ impl World {
         let mut raw = Raw::open(self.bootstrap(), &self.anonymous).await.unwrap();
         assert_eq!(raw.connect(&Connect::new(&client)).await, Some(SUCCESS));
         (raw, client)
+    }
+
+    /// A TCP connection to the bootstrap listener that the balancer passes on after these bytes.
+    async fn passed_on(&self, header: &[u8]) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.3:0".parse().unwrap()).unwrap();
+        let mut stream = socket.connect(self.bootstrap()).await.unwrap();
+        stream.write_all(header).await.unwrap();
+        stream
     }
 
     /// A TLS connection from an address that no other test uses.

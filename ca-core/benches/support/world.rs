@@ -120,7 +120,8 @@ impl World {
     }
 
     pub(crate) fn admit<F: FlowKind>(&self, ek: TrustedEk) -> Admitted<F> {
-        let admission = Admission { groups: &self.ca.groups, waits_since: None, now: now() };
+        let admission =
+            Admission { groups: &self.ca.groups, waits_since: None, ik: None, now: now() };
         Admitted::decide(offered(), ek, &self.records, &admission).unwrap()
     }
 

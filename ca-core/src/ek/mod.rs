@@ -6,6 +6,7 @@ pub(crate) mod assurance;
 pub(crate) mod ca_key;
 pub(crate) mod container;
 pub(crate) mod evidence;
+pub(crate) mod facts;
 pub(crate) mod file;
 pub(crate) mod hardware;
 pub(crate) mod model;

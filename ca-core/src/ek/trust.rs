@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 
 use crate::ek::anchors::{Allowances, TrustAnchors, VendorPath};
 use crate::ek::assurance::Assurance;
-use crate::ek::ca_key::CaKey;
 use crate::ek::evidence::EkEvidence;
+use crate::ek::facts::EkFacts;
 use crate::ek::hardware::HardwareIdentity;
 use crate::ek::model::TpmModel;
 use crate::key::{PublicKey, SoundKey};
@@ -27,8 +27,7 @@ pub struct TrustedEk {
     pub(crate) area: EkArea,
     ek_id: EkId,
     pub(crate) hardware: HardwareIdentity,
-    tpm: Option<TpmModel>,
-    path: Option<VendorPath>,
+    facts: Option<EkFacts>,
     pub(crate) assurance: Assurance,
     derived_device_id: DeviceId,
     requested_device_id: Option<DeviceId>,
@@ -62,13 +61,14 @@ impl TrustedEk {
                 .and_then(|certificate| certificate.trust(issuers, anchors, now))
             }
         };
-        let (hardware, tpm, path, assurance) = match (by_certificate, enrolment) {
-            (Ok(Vouched { path, tpm, hardware }), _) => {
-                (hardware, tpm, Some(path), Assurance::VendorCertificate)
+        let (hardware, facts, assurance) = match (by_certificate, enrolment) {
+            (Ok(vouched), _) => {
+                let facts = vouched.facts();
+                (vouched.hardware, Some(facts), Assurance::VendorCertificate)
             }
             (Err(_), Some(_)) => {
                 let hardware = HardwareIdentity::of_key(area.key());
-                (hardware, None, None, Assurance::EnrolmentList)
+                (hardware, None, Assurance::EnrolmentList)
             }
             (Err(rejection), None) => return Err(rejection),
         };
@@ -76,8 +76,7 @@ impl TrustedEk {
             area,
             ek_id: evidence.ek_id(),
             hardware,
-            tpm,
-            path,
+            facts,
             assurance,
             derived_device_id: evidence.derived_device_id(),
             requested_device_id: evidence.requested_device_id().cloned(),
@@ -94,19 +93,9 @@ impl TrustedEk {
         &self.derived_device_id
     }
 
-    /// The TPM, as the trusted certificate has it.
-    pub fn tpm(&self) -> Option<&TpmModel> {
-        self.tpm.as_ref()
-    }
-
-    /// The trusted vendor: the subject of the anchor that the EK certificate leads to.
-    pub fn vendor(&self) -> Option<&str> {
-        self.path.as_ref()?.issuers().last().map(String::as_str)
-    }
-
-    /// The keys of the CAs between the EK certificate and the anchor, the anchor's too.
-    pub(crate) fn issuers(&self) -> &[CaKey] {
-        self.path.as_ref().map(VendorPath::keys).unwrap_or_default()
+    /// What the trusted certificate says of the TPM; `None` if the EK is trusted for its enrolment.
+    pub fn facts(&self) -> Option<&EkFacts> {
+        self.facts.as_ref()
     }
 
     /// The device id that the sender asks for.
@@ -178,6 +167,13 @@ struct Vouched {
     path: VendorPath,
     tpm: Option<TpmModel>,
     hardware: HardwareIdentity,
+}
+
+impl Vouched {
+    fn facts(&self) -> EkFacts {
+        let vendor = self.path.issuers().last().map_or("", String::as_str);
+        EkFacts::new(vendor, self.tpm.clone(), self.path.keys())
+    }
 }
 
 impl<'a> EkCertificate<'a> {

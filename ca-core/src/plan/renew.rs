@@ -92,6 +92,11 @@ impl Renewing {
         &self.device_id
     }
 
+    /// Whether it gets another certificate than it has, or waits for it.
+    pub fn is_new(&self) -> bool {
+        matches!(self.answer, Answer::New(_))
+    }
+
     /// Whether a key that is elsewhere has to sign, so that [`sign`](Self::sign) may take long.
     pub fn signs_elsewhere(&self) -> bool {
         matches!(&self.answer, Answer::New(prepared) if prepared.signs_elsewhere())

@@ -601,7 +601,7 @@ impl Ca {
         records: &Records,
     ) -> Result<Admitted<F>, Rejection> {
         let ek = self.trust(device, records.enrolment.as_ref())?;
-        let admission = Admission { groups: &self.groups, waits_since: None, now: now() };
+        let admission = Admission { groups: &self.groups, waits_since: None, ik: None, now: now() };
         Admitted::decide(offered(), ek, records, &admission)
     }
 

@@ -1,9 +1,9 @@
 //! Which EKs the operator's groups admit.
 
 use assay_ca_core::{
-    Admission, Admitted, Answer, Applicant, Conditions, FlowKind, Group, Groups, Offered, Records,
-    Registration, Rejection, RenewFlow, SealedFlow, Terms, TicketFlow, Unadmitted,
-    VendorCertificate,
+    Admission, Admitted, Answer, Applicant, Conditions, EkFacts, Enrolment, FlowKind, Group,
+    Groups, IkKind, Offered, Profile, Records, Registration, Rejection, RenewFlow, SealedFlow,
+    Terms, TicketFlow, TpmModel, Unadmitted, VendorCertificate,
 };
 use assay_wire::{Flow, ProblemCode};
 use time::{Duration, OffsetDateTime};
@@ -53,10 +53,28 @@ impl Gate {
     }
 
     fn ask_for<F>(&self, offered: Offered<F>, groups: Vec<Group>) -> Result<(), Rejection> {
+        self.ask_with(offered, groups, None)
+    }
+
+    fn ask_with<F>(
+        &self,
+        offered: Offered<F>,
+        groups: Vec<Group>,
+        ik: Option<IkKind>,
+    ) -> Result<(), Rejection> {
+        self.admitted(offered, groups, ik).map(drop)
+    }
+
+    fn admitted<F>(
+        &self,
+        offered: Offered<F>,
+        groups: Vec<Group>,
+        ik: Option<IkKind>,
+    ) -> Result<Admitted<F>, Rejection> {
         let ek = Ca::trusting(&self.vendor).trust(&self.device, self.records.enrolment.as_ref())?;
         let groups = Groups::new(groups).unwrap();
-        let admission = Admission { groups: &groups, waits_since: None, now: self.at };
-        Admitted::decide(offered, ek, &self.records, &admission).map(drop)
+        let admission = Admission { groups: &groups, waits_since: None, ik, now: self.at };
+        Admitted::decide(offered, ek, &self.records, &admission)
     }
 
     /// Whether a group with these conditions is the EK's.
@@ -131,6 +149,46 @@ fn enrolled_ek_without_a_vendors_certificate_has_no_vendor_in_any_condition() {
 }
 
 #[test]
+fn enrolled_ek_that_leaves_its_certificate_out_is_in_the_group_that_it_was_in() {
+    let mut gate = Gate::new();
+    gate.records.enrolment = Some(enrolled());
+    let shown = Ca::trusting(&gate.vendor).trust(&gate.device, None).unwrap();
+    gate.records.enrolment.as_mut().unwrap().facts = shown.facts().cloned();
+    let root = VendorCertificate::read(&gate.vendor.root).unwrap().ca_key();
+    let conditions: [&dyn Fn(&mut Conditions); 4] = [
+        &|it| it.manufacturers = list(MANUFACTURER),
+        &|it| it.models = vec![MODEL.into()],
+        &|it| it.firmware = Some(FIRMWARE.parse().unwrap()),
+        &|it| it.issuers = vec![root],
+    ];
+    for shows_one in [true, false] {
+        for condition in conditions {
+            assert!(gate.fits(condition), "{shows_one}");
+        }
+        let mut refuse = group("bad", Answer::Refuse);
+        refuse.conditions.models = vec![MODEL.into()];
+        let groups = vec![refuse, group("rest", Answer::Admit)];
+        let refused = gate.ask::<TicketFlow>(groups).unwrap_err();
+        assert!(matches!(refused, Rejection::NotAdmitted { .. }), "{refused}");
+        gate.device.ek_certificates.clear();
+    }
+}
+
+#[test]
+fn certificate_that_is_shown_counts_and_not_what_is_on_record() {
+    let mut gate = Gate::new();
+    let tpm = TpmModel {
+        manufacturer: MANUFACTURER.into(),
+        model: "Model 6".into(),
+        version: FIRMWARE.into(),
+    };
+    let facts = Some(EkFacts::of_file(Some(tpm)));
+    gate.records.enrolment = Some(Enrolment { facts, ..enrolled() });
+    assert!(gate.fits(|it| it.models = vec![MODEL.into()]));
+    assert!(!gate.fits(|it| it.models = vec!["Model 6".into()]));
+}
+
+#[test]
 fn the_first_group_that_fits_decides() {
     let gate = Gate::new();
     let mut others = group("others", Answer::Refuse);
@@ -150,10 +208,10 @@ fn an_ek_that_no_operator_has_approved_waits_and_an_enrolled_one_does_not() {
     let ask = || vec![group("vendors", Answer::Ask)];
     let refused = gate.ask::<SealedFlow>(ask()).unwrap_err();
     let Rejection::Pending(applicant) = &refused else { panic!("{refused}") };
-    let Applicant { ek_id, vendor, tpm, flow, device_id, waited } = &**applicant;
+    let Applicant { ek_id, facts, flow, device_id, waited } = &**applicant;
     assert_eq!(*ek_id, gate.device.evidence().ek.ek_id());
-    assert!(vendor.as_ref().unwrap().contains("Acme"), "{vendor:?}");
-    assert_eq!(tpm.as_ref().unwrap().model, MODEL);
+    assert!(facts.vendor.contains("Acme"), "{facts:?}");
+    assert_eq!(facts.tpm.as_ref().unwrap().model, MODEL);
     assert_eq!((*flow, device_id.as_ref().unwrap().as_str()), (Flow::Sealed, "pump-17"));
     assert_eq!(*waited, Duration::ZERO);
     let problem = refused.problem();
@@ -174,6 +232,42 @@ fn flows_of_a_group_are_the_only_ones() {
         gate.records = records;
         let refused = gate.ask::<SealedFlow>(vec![pumps.clone()]).unwrap_err();
         assert_eq!(refused.code(), ProblemCode::FlowNotOffered);
+    }
+}
+
+#[test]
+fn identity_keys_of_a_group_are_of_its_kinds_alone() {
+    let gate = Gate::new();
+    let asks = |ik, kinds: &[IkKind]| {
+        let mut group = group("bench", Answer::Admit);
+        group.terms.ik_kinds = kinds.to_vec();
+        gate.ask_with(offered::<TicketFlow>(), vec![group], ik)
+    };
+    for kind in IkKind::ALL {
+        assert!(asks(Some(kind), &[]).is_ok() && asks(Some(kind), &[kind]).is_ok());
+        let others: Vec<_> = IkKind::ALL.into_iter().filter(|other| *other != kind).collect();
+        let refused = asks(Some(kind), &others).unwrap_err();
+        assert!(matches!(
+            refused,
+            Rejection::NotAdmitted { reason: Unadmitted::IkKind { .. }, .. }
+        ));
+        // Where no key is certified, none is looked at.
+        assert!(asks(None, &others).is_ok());
+    }
+}
+
+#[test]
+fn certificates_of_a_group_are_valid_for_as_long_as_it_says() {
+    let gate = Gate::new();
+    let mut group = group("bench", Answer::Admit);
+    let lifetime = Some(Duration::days(2));
+    group.terms.lifetime = lifetime;
+    let admitted = gate.admitted(offered::<TicketFlow>(), vec![group], None).unwrap();
+    assert_eq!(admitted.lifetime(), lifetime);
+    let profile = Profile::default();
+    assert_eq!(profile.lasting(lifetime).validity(), Duration::days(2));
+    for no_shorter in [None, Some(profile.validity() + Duration::DAY)] {
+        assert_eq!(*profile.lasting(no_shorter), profile);
     }
 }
 

@@ -110,7 +110,7 @@ impl Holder {
     ) -> Result<RenewalProof, Rejection> {
         let evidence = RenewalEvidence::parse(request, at)?;
         let ek = TrustedEk::verify(&evidence.ek, anchors, records.enrolment.as_ref(), at)?;
-        let admission = Admission { groups: &self.ca.groups, waits_since: None, now: at };
+        let admission = Admission { groups: &self.ca.groups, waits_since: None, ik: None, now: at };
         let offered = Offered::<RenewFlow>::ALWAYS;
         let admitted = Admitted::decide(offered, ek, records, &admission)?;
         RenewalProof::verify(InForce::find(&admitted, &evidence, active, &self.ca.scope, at)?)

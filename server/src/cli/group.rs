@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 use assay_ca_core::{
-    Answer, CaKey, Conditions, EkPrefix, Firmware, Group, GroupName, Groups, Manufacturer,
+    Answer, CaKey, Conditions, EkPrefix, Firmware, Group, GroupName, Groups, IkKind, Manufacturer,
+    NamePattern,
 };
 use assay_server::directory::Directory;
 use assay_server::operations::documents;
@@ -11,7 +12,7 @@ use assay_server::rfc3339;
 use assay_store::Store;
 use assay_wire::Flow;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::{list, table};
 
@@ -99,6 +100,16 @@ pub(crate) struct Rule {
     /// Admit at most so many devices
     #[arg(long, value_name = "NUMBER")]
     quota: Option<u32>,
+    /// Certify identity keys of this kind alone: p-256, p-384 or rsa-2048; may be repeated
+    #[arg(long = "ik", value_name = "KIND")]
+    ik_kinds: Vec<IkKind>,
+    /// The device ids of new devices: with the next number that is free in place of an n in braces.
+    /// Needs --admit and --quota
+    #[arg(long = "name", value_name = "ID")]
+    names: Option<NamePattern>,
+    /// How long certificates are valid, in days, if certificates.lifetime_days is longer
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..=3650))]
+    lifetime: Option<u16>,
 }
 
 #[derive(Args)]
@@ -139,6 +150,9 @@ pub(crate) enum Part {
     NotBefore,
     NotAfter,
     Quota,
+    Ik,
+    Lifetime,
+    Name,
 }
 
 impl GroupCommand {
@@ -205,7 +219,7 @@ impl Rule {
     /// The group with what is given here in place of what it has.
     fn put_on(&self, keys: &[CaKey], mut group: Group) -> Group {
         let Self { manufacturers, models, firmware, enrolled, eks, .. } = self;
-        let Self { flows, not_before, not_after, quota, .. } = self;
+        let Self { flows, not_before, not_after, quota, ik_kinds, lifetime, names, .. } = self;
         let (conditions, terms) = (&mut group.conditions, &mut group.terms);
         replace(&mut conditions.issuers, keys);
         replace(&mut conditions.manufacturers, manufacturers);
@@ -217,6 +231,9 @@ impl Rule {
         terms.not_before = not_before.or(terms.not_before);
         terms.not_after = not_after.or(terms.not_after);
         terms.quota = quota.or(terms.quota);
+        replace(&mut terms.ik_kinds, ik_kinds);
+        terms.names = names.clone().or(terms.names.take());
+        terms.lifetime = lifetime.map(|days| Duration::days(days.into())).or(terms.lifetime);
         group
     }
 }
@@ -240,6 +257,9 @@ impl Part {
             Self::NotBefore => terms.not_before = None,
             Self::NotAfter => terms.not_after = None,
             Self::Quota => terms.quota = None,
+            Self::Ik => terms.ik_kinds.clear(),
+            Self::Lifetime => terms.lifetime = None,
+            Self::Name => terms.names = None,
         }
     }
 }
@@ -252,8 +272,8 @@ fn tell(groups: &Groups, name: &GroupName) -> Result<()> {
     let group = groups.get(name)?;
     if group.answer == Answer::Refuse && group.conditions.need_a_certificate() {
         eprintln!(
-            "an EK on the enrolment list needs no certificate, and this group is not for one that \
-             shows none: for such a device, --ek or `assay enroll disable`"
+            "an EK on the enrolment list needs no certificate, and this group is not for one of \
+             which the CA never saw any: for such a device, --ek or `assay enroll disable`"
         );
     }
     Ok(())
@@ -328,7 +348,8 @@ fn time(text: &str) -> Result<OffsetDateTime, String> {
 /// Of these options, one at most.
 const ANSWER: &str = "answer";
 const CONDITIONS: &[&str] = &["issuers", "manufacturers", "models", "firmware", "enrolled", "eks"];
-const TERMS: &[&str] = &["flows", "not_before", "not_after", "quota"];
+const TERMS: &[&str] =
+    &["flows", "not_before", "not_after", "quota", "iks", "lifetime_days", "names"];
 const ADD_EXAMPLES: &str = "\
 The first group that an EK is in decides; if it is in none, it is refused.
 

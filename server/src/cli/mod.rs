@@ -6,6 +6,7 @@ mod check;
 mod clock;
 mod configuration;
 mod crl;
+mod device;
 mod enroll;
 mod group;
 mod health;
@@ -72,6 +73,9 @@ enum Command {
     /// Say whether a broker keeps the rules
     #[command(subcommand)]
     Broker(check::Broker),
+    /// Give a device another TPM, and show which it had
+    #[command(subcommand)]
+    Device(device::DeviceCommand),
     /// List the devices
     Devices(list::Json),
     /// List the certificates
@@ -132,6 +136,7 @@ impl Cli {
             Command::Worker(worker) => worker.run(&directory()?),
             Command::Health(health) => return health.run(&directory()?),
             Command::Broker(check::Broker::Check(check)) => return check.run(&directory()?),
+            Command::Device(device) => device.run(&directory()?),
             Command::Devices(json) => list::devices(&directory()?, json),
             Command::Certs(json) => list::certificates(&directory()?, json),
             Command::Identity(identity) => identity.run(&directory()?),

@@ -81,6 +81,7 @@ pub(super) fn reread(directory: &Directory) -> Result<(Directory, Vec<&'static s
         ("scope", was.scope != is.scope),
         ("broker.bootstrap", was.bootstrap != is.bootstrap),
         ("broker.operational", was.operational != is.operational),
+        ("broker.balancers", was.balancers != is.balancers),
         ("broker.limits", was.limits != is.limits),
     ];
     let waiting =

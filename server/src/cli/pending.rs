@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use assay_ca_core::Manufacturer;
 use assay_server::directory::Directory;
 use assay_server::operations::documents;
-use assay_server::operations::pending::{self, Naming, Pattern, Selection};
+use assay_server::operations::pending::{self, Naming, Selection};
 use assay_server::rfc3339;
 use assay_store::{PendingRow, Store};
 use clap::{Args, Subcommand};
@@ -96,10 +96,10 @@ impl Which {
 }
 
 fn naming(text: &str) -> Result<Naming, String> {
-    match Pattern::read(text).map_err(|error| format!("{error:#}"))? {
-        Some(pattern) => Ok(Naming::Numbered(pattern)),
-        None => text.parse().map(Naming::Name).map_err(|error| format!("{error}")),
+    if text.contains("{n}") {
+        return text.parse().map(Naming::Numbered).map_err(|error| format!("{error}"));
     }
+    text.parse().map(Naming::Name).map_err(|error| format!("{error}"))
 }
 
 fn list_all(store: &mut dyn Store, json: bool) -> Result<()> {
@@ -109,16 +109,18 @@ fn list_all(store: &mut dyn Store, json: bool) -> Result<()> {
         return Ok(());
     }
     let rows = rows.into_iter().map(|PendingRow { waiting, first_seen }| {
+        let tpm = waiting.facts.tpm.map(|tpm| [tpm.manufacturer, tpm.model, tpm.version]);
+        let [manufacturer, model, firmware] = tpm.unwrap_or_else(|| [(); 3].map(|()| "-".into()));
         [
             waiting.ek_id.to_string()[..table::SHORT_ID].to_owned(),
-            waiting.manufacturer,
-            waiting.model,
-            waiting.firmware,
+            manufacturer,
+            model,
+            firmware,
             rfc3339::seconds(first_seen),
             rfc3339::seconds(waiting.asked_at.unix_timestamp()),
             waiting.flow.to_string(),
             waiting.device_id.map_or_else(|| "-".into(), |id| id.to_string()),
-            waiting.vendor,
+            waiting.facts.vendor,
         ]
     });
     table::print(

@@ -61,6 +61,7 @@ impl Serve {
                 scope: config.scope.clone(),
                 register: Arc::new(register),
                 limits: config.limits,
+                balancers: config.balancers.clone(),
             })
             .await
             .with_context(|| {

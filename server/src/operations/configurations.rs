@@ -28,6 +28,11 @@ impl Document {
             Err(json) => Err(DocumentError::Neither(json.to_string())),
         }
     }
+
+    /// The document itself.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 fn is_cbor(bytes: &[u8]) -> bool {

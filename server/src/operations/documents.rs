@@ -3,7 +3,7 @@
 use assay_ca_core::{Conditions, Group, Reprovision, Role, Terms};
 use assay_store::{
     AnchorRow, AuditRow, CertificateRow, ConfigurationRow, DeviceRow, EnrolmentRow,
-    IdentityCertificateRow, IdentityRow, PendingRow, Waiting,
+    IdentityCertificateRow, IdentityRow, PendingRow, Tenure, Waiting,
 };
 use assay_wire::{DeviceId, EkId, ProblemCode, Scope};
 use serde_json::{Value, json};
@@ -23,6 +23,15 @@ pub fn device(row: &DeviceRow) -> Value {
         "serial": row.serial.as_ref().map(hex::encode),
         "not_after": row.not_after.map(rfc3339::seconds),
         "shared_key": row.shared_key,
+    })
+}
+
+/// An EK that a device has, or had.
+pub fn tenure(row: &Tenure) -> Value {
+    json!({
+        "ek_id": row.ek_id.to_string(),
+        "since": rfc3339::seconds(row.since),
+        "until": row.until.map(rfc3339::seconds),
     })
 }
 
@@ -110,7 +119,7 @@ pub fn configuration(row: &ConfigurationRow) -> Value {
 /// A group, and its place, counted from 1.
 pub fn group(place: usize, group: &Group) -> Value {
     let Conditions { issuers, manufacturers, models, firmware, enrolled, eks } = &group.conditions;
-    let Terms { flows, not_before, not_after, quota } = &group.terms;
+    let Terms { flows, not_before, not_after, quota, ik_kinds, lifetime, names } = &group.terms;
     let time = |time: &OffsetDateTime| rfc3339::seconds(time.unix_timestamp());
     json!({
         "place": place,
@@ -126,6 +135,9 @@ pub fn group(place: usize, group: &Group) -> Value {
         "not_before": not_before.as_ref().map(time),
         "not_after": not_after.as_ref().map(time),
         "quota": quota,
+        "iks": texts(ik_kinds),
+        "names": names.as_ref().map(ToString::to_string),
+        "lifetime_days": lifetime.map(time::Duration::whole_days),
     })
 }
 
@@ -135,14 +147,14 @@ fn texts(entries: &[impl ToString]) -> Vec<String> {
 
 /// An EK about which an operator is asked.
 pub fn pending(PendingRow { waiting, first_seen }: &PendingRow) -> Value {
-    let Waiting { ek_id, vendor, manufacturer, model, firmware, flow, device_id, asked_at } =
-        waiting;
+    let Waiting { ek_id, facts, flow, device_id, asked_at } = waiting;
+    let tpm = facts.tpm.as_ref();
     json!({
         "ek_id": ek_id.to_string(),
-        "vendor": vendor,
-        "manufacturer": manufacturer,
-        "model": model,
-        "firmware": firmware,
+        "vendor": facts.vendor,
+        "manufacturer": tpm.map(|tpm| &tpm.manufacturer),
+        "model": tpm.map(|tpm| &tpm.model),
+        "firmware": tpm.map(|tpm| &tpm.version),
         "flow": flow.to_string(),
         "device_id": device_id.as_ref().map(DeviceId::as_str),
         "first_seen": rfc3339::seconds(*first_seen),
@@ -168,6 +180,11 @@ pub fn ek(row: &EnrolmentRow) -> Value {
         })),
         "added_at": rfc3339::seconds(row.added_at),
         "tags": row.tags,
+        "tpm": row.facts.as_ref().and_then(|facts| facts.tpm.as_ref()).map(|tpm| json!({
+            "manufacturer": tpm.manufacturer,
+            "model": tpm.model,
+            "firmware": tpm.version,
+        })),
     })
 }
 

@@ -10,6 +10,7 @@ pub mod import;
 pub mod issuing;
 pub mod keys;
 pub mod pending;
+pub mod replace;
 pub mod restore;
 pub mod revocation_lists;
 pub mod roots;

@@ -1,8 +1,8 @@
 //! EKs about which an operator is asked: which there are, and what the operator answers.
 
 use anyhow::{Context, Result, bail, ensure};
-use assay_ca_core::Manufacturer;
-use assay_store::{NewEnrolment, PendingRow, Store, Tags};
+use assay_ca_core::{Manufacturer, NamePattern};
+use assay_store::{NewEnrolment, PendingRow, Store, StoreError, Tags};
 use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
@@ -42,7 +42,8 @@ impl Selection {
         let is_meant = |row: &PendingRow| {
             self.all
                 || self.manufacturer.is_some_and(|wanted| {
-                    row.waiting.manufacturer.parse() == Ok::<_, assay_ca_core::GroupError>(wanted)
+                    let tpm = row.waiting.facts.tpm.as_ref();
+                    tpm.and_then(|tpm| tpm.manufacturer.parse().ok()) == Some(wanted)
                 })
         };
         for row in waiting {
@@ -65,43 +66,7 @@ pub enum Naming {
     /// This one, for one device.
     Name(DeviceId),
     /// With the next number that is free in place of `{n}`.
-    Numbered(Pattern),
-}
-
-/// A device id with `{n}` in it, which stands for a number.
-#[derive(Clone, Debug)]
-pub struct Pattern {
-    before: String,
-    after: String,
-}
-
-impl Pattern {
-    /// The pattern in a text; `None` if there is no `{n}` in it.
-    ///
-    /// # Errors
-    /// With a number in place of `{n}`, the text is no device id.
-    pub fn read(text: &str) -> Result<Option<Self>> {
-        let Some((before, after)) = text.split_once("{n}") else { return Ok(None) };
-        let pattern = Self { before: before.to_owned(), after: after.to_owned() };
-        pattern.at(u32::MAX)?;
-        Ok(Some(pattern))
-    }
-
-    fn at(&self, number: u32) -> Result<DeviceId> {
-        let text = format!("{}{number}{}", self.before, self.after);
-        text.parse().with_context(|| format!("{text} is no device id"))
-    }
-
-    /// The first number from this one on whose id is nobody's, and the id.
-    fn next(&self, store: &mut dyn Store, mut number: u32) -> Result<(u32, DeviceId)> {
-        loop {
-            let id = self.at(number)?;
-            if store.ek_of_device(&id)?.is_none() {
-                return Ok((number, id));
-            }
-            number = number.checked_add(1).context("every number is taken")?;
-        }
-    }
+    Numbered(NamePattern),
 }
 
 /// Approves EKs: all of them, or none if one cannot be. They are on the enrolment list from then
@@ -134,7 +99,8 @@ pub fn approve(
             }
             (Naming::Name(name), _) => Some(name.clone()),
             (Naming::Numbered(pattern), _) => {
-                let (found, name) = pattern.next(store, number + 1)?;
+                let free = next_free(store, pattern, number + 1)?;
+                let (found, name) = free.context("every number is taken")?;
                 number = found;
                 Some(name)
             }
@@ -150,6 +116,7 @@ pub fn approve(
             plain_srk: None,
             disabled: None,
             tags: Tags::new(),
+            facts: Some(waiting.facts.clone()),
             added_at: now,
         });
     }
@@ -157,6 +124,26 @@ pub fn approve(
         result.context("nothing is approved")?;
     }
     Ok(new.into_iter().map(|new| (new.ek_id, new.device_id)).collect())
+}
+
+/// The first number from this one on whose id is nobody's, and the id; `None` if every number is
+/// taken.
+///
+/// # Errors
+/// The record cannot be read.
+pub(crate) fn next_free(
+    store: &mut dyn Store,
+    names: &NamePattern,
+    mut number: u32,
+) -> Result<Option<(u32, DeviceId)>, StoreError> {
+    loop {
+        let id = names.at(number);
+        if store.ek_of_device(&id)?.is_none() {
+            return Ok(Some((number, id)));
+        }
+        let Some(next) = number.checked_add(1) else { return Ok(None) };
+        number = next;
+    }
 }
 
 /// Refuses EKs: they are disabled from then on.

@@ -101,11 +101,17 @@ pub(super) fn plan(
         }
     };
     let mut about = examination.about.clone();
-    let planned =
-        planner.plan(ca, &examination.examined, received.at, &mut about).and_then(|plan| {
-            let configuration = planner.configuration(ca, &plan, &about)?;
-            Ok((plan, configuration))
-        });
+    let mut planned = || {
+        about = examination.about.clone();
+        let plan = planner.plan(ca, &examination.examined, received.at, &mut about)?;
+        let configuration = planner.configuration(ca, &plan, &about)?;
+        Ok((plan, configuration))
+    };
+    let planned = match planned() {
+        // The device was named. It has its name now.
+        Err(Refusal::PlanAgain) => planned(),
+        planned => planned,
+    };
     match planned {
         Ok((plan, configuration)) => {
             Step::Unsigned(Box::new(Unsigned { plan, configuration, examination, about }))
@@ -134,9 +140,19 @@ impl Unsigned {
         }
     }
 
+    /// Whom it is about.
+    pub(super) fn about(&self) -> &About {
+        &self.about
+    }
+
     /// Whom it is about, for whoever does not sign it.
     pub(super) fn into_about(self) -> About {
         self.about
+    }
+
+    /// For whoever has it planned again.
+    pub(super) fn into_examination(self) -> Examination {
+        self.examination
     }
 
     /// The second part of [`decide`]. This may be slow if a key is elsewhere.

@@ -82,6 +82,9 @@ fn kind_of(row: &AuditRow) -> Option<String> {
         "turn-away" | "disable" => "device.disabled".into(),
         "enable" => "device.enabled".into(),
         "remove" => "device.removed".into(),
+        // By another TPM, and the other TPM is the device's from then on.
+        "replaced" => "device.replaced".into(),
+        "replace" => "device.approved".into(),
         "retire-shared-key" => "device.key-retired".into(),
         "update" => "device.updated".into(),
         action if row.due.is_some() => format!("device.{action}"),

@@ -3,6 +3,7 @@
 //! ```text
 //! broker → intake → queues → examine → plan → sign → record → outbox → broker
 //!          async    bounded  └── planner threads ──┘  └ one thread, one transaction a batch
+//!                                        ├▶ authorise: asker threads, if the operator has a hook
 //!                                        └▶ sign: signer threads, if the issuing key is elsewhere
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! | intake | `intake.rs` | nothing: a full queue is answered with *busy* |
 //! | examine | `examine.rs` | nothing: the request and the CA's keys are all it needs |
 //! | plan | `plan.rs` | a snapshot of the record |
+//! | authorise | `authorise.rs` | the operator's own service, if there is one, on threads that nothing else waits for |
 //! | sign | `sign.rs` | the signer, outside of every lock; if the issuing key is elsewhere, on threads that nothing else waits for |
 //! | record | `record.rs` | the record's transaction; what is stale by then is planned again |
 //! | outbox | `outbox.rs` | the broker |
@@ -19,6 +21,7 @@
 //! broker once its reply was handed over. No broker gives a dead worker's messages to a living one:
 //! devices repeat what stays unanswered, and a repeat is answered with what is on record.
 
+mod authorise;
 mod checkpointer;
 mod decide;
 mod decision_log;

@@ -1,9 +1,10 @@
 //! What a decision says: what is new, whom it is about, why it was refused.
 
-use assay_ca_core::{Failure, Fault, Rejection};
+use assay_ca_core::{EkFacts, Failure, Fault, Rejection};
 use assay_store::{Act, AuditEntry, Basis, Change, StoreError, Whom};
-use assay_wire::{EkId, Problem, ProblemCode, ReplyBody};
+use assay_wire::{DeviceId, EkId, Problem, ProblemCode, ReplyBody};
 
+use super::authorise::Asking;
 use super::decision_log::DecisionLog;
 use super::job::Job;
 
@@ -25,15 +26,31 @@ pub struct About {
     pub ek_id: Option<EkId>,
     pub(super) device: Option<Whom>,
     pub(super) change: Change,
+    /// What a certificate says of the EK, if it is enrolled and that is not on record.
+    pub(super) facts: Option<EkFacts>,
+    /// What the operator's own service is to be asked, if there is one.
+    pub(super) asking: Option<Asking>,
 }
 
 impl About {
     pub(super) fn new(action: &'static str) -> Self {
-        Self { action, ek_id: None, device: None, change: Change::None }
+        Self { action, ek_id: None, device: None, change: Change::None, facts: None, asking: None }
     }
 
     pub(super) fn unreadable() -> Self {
         Self::new("unreadable")
+    }
+
+    /// The device, whether it had proved itself or not.
+    pub(super) fn device_id(&self) -> Option<&DeviceId> {
+        match self.device.as_ref()? {
+            Whom::Proven(device_id) | Whom::Due(device_id) => Some(device_id),
+        }
+    }
+
+    /// What is to be put on record of an EK, whatever the decision is.
+    pub(super) fn take_facts(&mut self) -> Option<(EkId, EkFacts)> {
+        self.ek_id.zip(self.facts.take())
     }
 
     /// The record of a decision.
@@ -64,6 +81,9 @@ pub(super) enum Refusal {
     /// Our fault. The device learns no more than that.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What the plan depends on was changed by the planner itself.
+    #[error("planned again")]
+    PlanAgain,
 }
 
 impl From<Failure> for Refusal {
@@ -82,7 +102,7 @@ impl Refusal {
             Self::Rejection(rejection) => rejection.problem(),
             // Whoever holds the key says once what is wrong.
             Self::Fault(Fault::KeyAway) => key_away(),
-            Self::Fault(_) | Self::Store(_) => {
+            Self::Fault(_) | Self::Store(_) | Self::PlanAgain => {
                 log.fault("the CA failed", self);
                 internal()
             }

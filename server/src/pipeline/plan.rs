@@ -5,21 +5,25 @@ use std::time::{Duration, Instant};
 
 use assay_ca_core::{
     Admission, Admitted, AdmittedParent, Adopting, BoundKey, Candidate, Certification, Confirming,
-    EkEvidence, Fault, Groups, InForce, Instead, KeyOffer, Offered, Place, RenewFlow, RenewalProof,
-    Renewing, SealedOnRecord, Sealing, TicketFlow, TrustAnchors, TrustedEk,
+    EkEvidence, Fault, GroupName, Groups, IkKind, InForce, Instead, KeyOffer, Naming, Offered,
+    Place, RenewFlow, RenewalProof, Renewing, SealedOnRecord, Sealing, TicketFlow, TrustAnchors,
+    TrustedEk,
 };
 use assay_store::{
-    AnchorsVersion, Basis, GroupsVersion, IdInQuestion, IkInQuestion, Question, Snapshot, Store,
-    StoreError, WaitingInQuestion, Whom,
+    Actor, AnchorsVersion, Basis, EnrolError, GroupsVersion, IdInQuestion, IkInQuestion,
+    NewEnrolment, Question, Snapshot, Store, StoreError, Tags, WaitingInQuestion, Whom,
 };
 use assay_wire::{Bytes, Configuration, MAX_SIGNED_CONFIGURATION};
 use time::OffsetDateTime;
 use tracing::warn;
 
+use super::authorise::Asking;
 use super::examine::Examined;
 use super::outcome::{About, Refusal};
 use crate::anchors::read_anchors;
 use crate::ca::Ca;
+use crate::hook::Wish;
+use crate::operations::pending::next_free;
 use crate::random::random;
 
 /// What a request leads to, as far as the record allows it now.
@@ -47,6 +51,8 @@ pub struct Planner {
     groups_version: Option<GroupsVersion>,
     /// When these places were found to be all taken.
     full: HashMap<Place, Instant>,
+    /// The last number that each group gave, so that not all of them are tried for each device.
+    last_named: HashMap<GroupName, u32>,
     /// When the store was last asked whether there are configurations, and what it said.
     configurations: Option<(Instant, bool)>,
 }
@@ -66,6 +72,7 @@ impl Planner {
             groups,
             groups_version: None,
             full: HashMap::new(),
+            last_named: HashMap::new(),
             configurations: None,
         })
     }
@@ -85,11 +92,11 @@ impl Planner {
             Examined::Challenge(offered, evidence, instead) => {
                 let Basis { snapshot, .. } =
                     self.due(&evidence.ek, IkInQuestion::None, WaitingInQuestion::None, now)?;
-                let ek = self.trust(&evidence.ek, &snapshot, now)?;
+                let ek = self.trust(ca, &evidence.ek, &snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
-                let admission = self.admission(&snapshot, now)?;
+                let admission = self.admission(&snapshot, Some(ik.kind()), now)?;
                 let admitted = Admitted::decide(*offered, ek, &snapshot.records, &admission)?;
-                let admitted = self.take_place(admitted, now)?;
+                let admitted = self.settle(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 Plan::Challenge(admitted, ik, *instead)
             }
@@ -107,7 +114,7 @@ impl Planner {
                     active.as_ref(),
                     waiting,
                     &ca.ticket_keys,
-                    &ca.profile,
+                    &ca.profile.lasting(device.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
@@ -125,7 +132,7 @@ impl Planner {
                     device.clone(),
                     records,
                     active.as_ref(),
-                    &ca.profile,
+                    &ca.profile.lasting(device.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
@@ -135,12 +142,12 @@ impl Planner {
             Examined::Enroll(offered, evidence) => {
                 let ik = evidence.claimed_ik_id().into();
                 let basis = self.due(&evidence.ek, ik, WaitingInQuestion::OfIk, now)?;
-                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
-                let admission = self.admission(&basis.snapshot, now)?;
+                let admission = self.admission(&basis.snapshot, Some(ik.kind()), now)?;
                 let admitted = Admitted::decide(*offered, ek, records, &admission)?;
-                let admitted = self.take_place(admitted, now)?;
+                let admitted = self.settle(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let sealing = Sealing::plan(
                     Candidate::decide(&admitted, &ik, &ca.scope, records, now)?,
@@ -148,7 +155,7 @@ impl Planner {
                     active.as_ref(),
                     waiting,
                     &ca.ticket_keys,
-                    &ca.profile,
+                    &ca.profile.lasting(admitted.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
@@ -170,11 +177,11 @@ impl Planner {
             Examined::Register(offered, evidence) => {
                 let none = WaitingInQuestion::None;
                 let basis = self.due(&evidence.ek, IkInQuestion::None, none, now)?;
-                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let (parent, records) = (evidence.parent()?, &basis.snapshot.records);
-                let admission = self.admission(&basis.snapshot, now)?;
+                let admission = self.admission(&basis.snapshot, None, now)?;
                 let admitted = Admitted::decide(*offered, ek, records, &admission)?;
-                let admitted = self.take_place(admitted, now)?;
+                let admitted = self.settle(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let parent = AdmittedParent::decide(&admitted, parent, records)?;
                 let offer = KeyOffer::decide(admitted, parent, records, &ca.profile, now)?;
@@ -184,10 +191,10 @@ impl Planner {
             Examined::Renew(evidence) => {
                 let of_ik = WaitingInQuestion::OfIk;
                 let basis = self.due(&evidence.ek, IkInQuestion::OfActive, of_ik, now)?;
-                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let (offered, admission) =
-                    (Offered::<RenewFlow>::ALWAYS, self.admission(&basis.snapshot, now)?);
+                    (Offered::<RenewFlow>::ALWAYS, self.admission(&basis.snapshot, None, now)?);
                 let admitted = Admitted::decide(offered, ek, records, &admission)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let in_force = InForce::find(&admitted, evidence, active.as_ref(), &ca.scope, now)?;
@@ -198,11 +205,14 @@ impl Planner {
                     records,
                     waiting,
                     &ca.ticket_keys,
-                    &ca.profile,
+                    &ca.profile.lasting(admitted.lifetime()),
                     &ca.issuers,
                     now,
                     &mut random(),
                 )?;
+                // What it has already, it gets again.
+                let asking = about.asking.take().filter(|_| renewing.is_new());
+                about.asking = asking.map(|asking| Asking { wish: Wish::Renew, ..asking });
                 Plan::Renew(Box::new(renewing), basis)
             }
             Examined::Adopt(evidence) => {
@@ -296,9 +306,11 @@ impl Planner {
 
     fn trust(
         &mut self,
+        ca: &Ca,
         evidence: &EkEvidence,
         snapshot: &Snapshot,
         now: OffsetDateTime,
+        about: &mut About,
     ) -> Result<TrustedEk, Refusal> {
         if snapshot.anchors != self.anchors_version {
             // They may be newer than the snapshot. Then the basis is stale, and the next plan reads
@@ -307,12 +319,25 @@ impl Planner {
             self.anchors_version = snapshot.anchors;
         }
         let enrolment = snapshot.records.enrolment.as_ref();
-        Ok(TrustedEk::verify(evidence, &self.anchors, enrolment, now)?)
+        let ek = TrustedEk::verify(evidence, &self.anchors, enrolment, now)?;
+        if let Some(enrolment) = enrolment
+            && ek.facts().is_some_and(|shown| enrolment.facts.as_ref() != Some(shown))
+        {
+            about.facts = ek.facts().cloned();
+        }
+        if ca.hook.is_some() {
+            let is_new = snapshot.records.registration.is_none();
+            let wish = if is_new { Wish::Admit } else { Wish::Recover };
+            let on_record = enrolment.and_then(|enrolment| enrolment.facts.as_ref());
+            about.asking = Some(Asking { wish, facts: ek.facts().or(on_record).cloned() });
+        }
+        Ok(ek)
     }
 
     fn admission(
         &mut self,
         snapshot: &Snapshot,
+        ik: Option<IkKind>,
         now: OffsetDateTime,
     ) -> Result<Admission<'_>, StoreError> {
         if snapshot.groups != self.groups_version {
@@ -320,7 +345,58 @@ impl Planner {
             self.groups = self.store.groups()?.1;
             self.groups_version = snapshot.groups;
         }
-        Ok(Admission { groups: &self.groups, waits_since: snapshot.waits_since, now })
+        Ok(Admission { groups: &self.groups, waits_since: snapshot.waits_since, ik, now })
+    }
+
+    /// Puts on record what a new device gets from its group before anything is made for it.
+    fn settle<F>(
+        &mut self,
+        admitted: Admitted<F>,
+        now: OffsetDateTime,
+    ) -> Result<Admitted<F>, Refusal> {
+        let admitted = self.take_place(admitted, now)?;
+        let Some(naming) = admitted.naming() else { return Ok(admitted) };
+        let first = self.last_named.get(&naming.group).map_or(1, |last| last.saturating_add(1));
+        let Some(last) = self.name(&admitted, naming, first, now)? else {
+            return Err(admitted.full().into());
+        };
+        self.last_named.insert(naming.group.clone(), last);
+        Err(Refusal::PlanAgain)
+    }
+
+    /// Enrols an EK under the first name that is free. Returns its number; `None` if none is free.
+    fn name<F>(
+        &mut self,
+        admitted: &Admitted<F>,
+        Naming { group, names }: &Naming,
+        first: u32,
+        now: OffsetDateTime,
+    ) -> Result<Option<u32>, StoreError> {
+        let mut number = first;
+        loop {
+            let Some((found, device_id)) = next_free(&mut *self.store, names, number)? else {
+                return Ok(None);
+            };
+            let enrolment = NewEnrolment {
+                ek_id: admitted.ek_id(),
+                device_id: Some(device_id),
+                recognised: format!("group {group}"),
+                reprovision: None,
+                legacy_dps_ek: None,
+                plain_srk: None,
+                disabled: None,
+                tags: Tags::new(),
+                facts: admitted.facts().cloned(),
+                added_at: now,
+            };
+            self.store.act_as(group_itself(group, now));
+            match self.store.approve(&[enrolment])?.pop() {
+                // Another planner was faster.
+                Some(Err(EnrolError::DeviceIdTaken(..))) => number = found,
+                // Nor is it an error if that was for the same EK.
+                Some(Ok(_) | Err(_)) | None => return Ok(Some(found)),
+            }
+        }
     }
 
     /// Takes the place that a new device needs in its group, before anything is made for it. It is
@@ -344,6 +420,11 @@ impl Planner {
         self.full.insert(place.clone(), Instant::now());
         Err(admitted.full().into())
     }
+}
+
+/// Who acts, in the audit, if a group gives a name.
+fn group_itself(group: &GroupName, at: OffsetDateTime) -> Actor {
+    Actor { name: format!("group:{group}").parse().expect("names of groups are short"), at }
 }
 
 /// How late it is noticed at most that a group has a free place again.

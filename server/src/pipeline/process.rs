@@ -12,11 +12,12 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::Outfit;
+use super::authorise::{BeingAsked, ToAuthorise, is_being_asked};
 use super::decide::{self, Examination, Outcome, Step, Unsigned};
 use super::decision_log::DecisionLog;
 use super::job::Job;
 use super::outbox::Outbox;
-use super::outcome::{About, internal, not_now, signatures_wait};
+use super::outcome::{About, busy, internal, not_now, signatures_wait};
 use super::plan::Planner;
 use super::planned::Planned;
 use super::pressure::Pressure;
@@ -33,11 +34,19 @@ pub(super) struct Ends {
     pub(super) jobs: Queues<Receiver<Box<Job>>>,
     pub(super) again: Receiver<Box<Planned>>,
     pub(super) pulses: Receiver<Pulse>,
+    pub(super) doubtful: Sender<Box<ToAuthorise>>,
+    pub(super) being_asked: BeingAsked,
+    pub(super) signers: Signers,
+    pub(super) decided: Decided,
+    pub(super) gate: Arc<Gate>,
+}
+
+/// The threads that sign with keys that are elsewhere.
+#[derive(Clone)]
+pub(super) struct Signers {
     pub(super) unsigned: Sender<Box<ToSign>>,
     /// Of the queue of what is to be signed.
     pub(super) pressure: Arc<Mutex<Pressure>>,
-    pub(super) decided: Decided,
-    pub(super) gate: Arc<Gate>,
 }
 
 /// Where decisions go.
@@ -104,30 +113,62 @@ fn decide(
     attempts: u32,
 ) {
     let (decided, log) = (&ends.decided, &ends.decided.log);
-    let step = caught(&job, log, || {
-        match decide::plan(planner, &ca, &job.received, examination, log) {
-            // Nobody else waits meanwhile.
-            Step::Unsigned(unsigned) if !unsigned.signs_elsewhere() => {
-                Step::Decided(Box::new(unsigned.sign(&ca, job.received.at, log)))
-            }
-            step => step,
+    let step = caught(&job, log, || decide::plan(planner, &ca, &job.received, examination, log));
+    match step.unwrap_or_else(|| Step::refused(internal(), About::unreadable())) {
+        Step::Unsigned(unsigned) if unsigned.about().asking.is_some() => {
+            authorise(ends, ca, job, unsigned, attempts);
         }
-    });
-    let unsigned = match step.unwrap_or_else(|| Step::refused(internal(), About::unreadable())) {
-        Step::Unsigned(unsigned) => unsigned,
-        Step::Decided(done) => {
-            let (outcome, about) = *done;
-            return decided.take(ca, job, outcome, about, attempts);
-        }
+        step => ends.signers.finish(ca, job, step, attempts, decided),
+    }
+}
+
+/// Has the operator's own service asked about a request.
+fn authorise(ends: &Ends, ca: Arc<Ca>, job: Job, unsigned: Box<Unsigned>, attempts: u32) {
+    let refuse = |ca, job, unsigned: Box<Unsigned>, problem| {
+        let about = unsigned.into_about();
+        ends.decided.take(ca, job, Outcome::Refused(problem), about, attempts);
     };
-    let pressure = || ends.pressure.lock().unwrap_or_else(PoisonError::into_inner);
-    match ends.unsigned.try_send(Box::new(ToSign { ca, job, unsigned, attempts })) {
-        Ok(()) => pressure().take(Instant::now()),
-        Err(error) => {
-            let ToSign { ca, job, unsigned, attempts } = *error.into_inner();
-            let problem = signatures_wait(pressure().send_away(Instant::now(), random_u32()));
-            let about = unsigned.into_about();
-            decided.take(ca, job, Outcome::Refused(problem), about, attempts);
+    let place = unsigned.about().ek_id.and_then(|ek| ends.being_asked.take(ek));
+    let Some(place) = place else { return refuse(ca, job, unsigned, is_being_asked()) };
+    let to_authorise = ToAuthorise { ca, job, unsigned, attempts, place };
+    if let Err(error) = ends.doubtful.try_send(Box::new(to_authorise)) {
+        let ToAuthorise { ca, job, unsigned, .. } = *error.into_inner();
+        refuse(ca, job, unsigned, busy(RETRY_AFTER_QUESTIONS_S));
+    }
+}
+
+impl Signers {
+    /// Signs what needs a key of ours at once: nobody else waits meanwhile. Has the rest signed.
+    pub(super) fn finish(
+        &self,
+        ca: Arc<Ca>,
+        job: Job,
+        step: Step,
+        attempts: u32,
+        decided: &Decided,
+    ) {
+        let (at, log) = (job.received.at, &decided.log);
+        let unsigned = match step {
+            Step::Unsigned(unsigned) if unsigned.signs_elsewhere() => unsigned,
+            Step::Unsigned(unsigned) => {
+                let (outcome, about) = caught(&job, log, || unsigned.sign(&ca, at, log))
+                    .unwrap_or_else(|| (Outcome::Refused(internal()), About::unreadable()));
+                return decided.take(ca, job, outcome, about, attempts);
+            }
+            Step::Decided(done) => {
+                let (outcome, about) = *done;
+                return decided.take(ca, job, outcome, about, attempts);
+            }
+        };
+        let pressure = || self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.unsigned.try_send(Box::new(ToSign { ca, job, unsigned, attempts })) {
+            Ok(()) => pressure().take(Instant::now()),
+            Err(error) => {
+                let ToSign { ca, job, unsigned, attempts } = *error.into_inner();
+                let problem = signatures_wait(pressure().send_away(Instant::now(), random_u32()));
+                let about = unsigned.into_about();
+                decided.take(ca, job, Outcome::Refused(problem), about, attempts);
+            }
         }
     }
 }
@@ -140,8 +181,16 @@ fn caught<T>(job: &Job, log: &DecisionLog, work: impl FnOnce() -> T) -> Option<T
 }
 
 impl Decided {
-    fn take(&self, ca: Arc<Ca>, job: Job, outcome: Outcome, about: About, attempts: u32) {
+    pub(super) fn take(
+        &self,
+        ca: Arc<Ca>,
+        job: Job,
+        outcome: Outcome,
+        mut about: About,
+        attempts: u32,
+    ) {
         let Self { writes, outbox, log } = self;
+        let learnt = about.take_facts();
         match outcome {
             Outcome::Pong => {
                 debug!(client = %job.received.client, "ping answered");
@@ -171,8 +220,15 @@ impl Decided {
                 _ = writes.send(Write::Planned(Box::new(planned)));
             }
         }
+        // Last, so that no plan is stale because of it.
+        if let Some((ek, facts)) = learnt {
+            _ = writes.send(Write::Learn(ek, Box::new(facts)));
+        }
     }
 }
+
+/// Most services answer within a second, and eight are asked at once.
+const RETRY_AFTER_QUESTIONS_S: u32 = 5;
 
 #[cfg(test)]
 mod tests {
@@ -208,8 +264,12 @@ mod tests {
                 jobs: Queues::new().1,
                 again: planned,
                 pulses: never(),
-                unsigned: unbounded().0,
-                pressure: Arc::new(Mutex::new(Pressure::new(Instant::now()))),
+                doubtful: unbounded().0,
+                being_asked: BeingAsked::default(),
+                signers: Signers {
+                    unsigned: unbounded().0,
+                    pressure: Arc::new(Mutex::new(Pressure::new(Instant::now()))),
+                },
                 decided: Decided { writes: unbounded().0, outbox, log: DecisionLog::default() },
                 gate: Arc::new(gate),
             };

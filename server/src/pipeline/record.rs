@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use assay_ca_core::EkFacts;
 use assay_store::{
     Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError, Waiting, record_each,
 };
-use assay_wire::ReplyBody;
+use assay_wire::{EkId, ReplyBody};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tracing::{error, info};
 
@@ -24,6 +25,8 @@ pub(super) enum Write {
     /// The decision to ask an operator about an EK.
     Ask(Box<Waiting>, AuditEntry),
     Planned(Box<Planned>),
+    /// What a certificate says of an EK.
+    Learn(EkId, Box<EkFacts>),
     Pulse(Pulse),
 }
 
@@ -50,8 +53,11 @@ pub(super) fn run(
         let (mut waiting, mut pulses) = (Vec::new(), Vec::new());
         for write in first.into_iter().chain(gather(writes, pause)) {
             match write {
-                Write::Audit(entry) => alone.push(entry_alone(Act::None, entry)),
-                Write::Ask(waiting, entry) => alone.push(entry_alone(Act::Ask(*waiting), entry)),
+                Write::Audit(entry) => alone.push(entry_alone(Act::None, Some(entry))),
+                Write::Ask(waiting, entry) => {
+                    alone.push(entry_alone(Act::Ask(*waiting), Some(entry)));
+                }
+                Write::Learn(ek, facts) => alone.push(entry_alone(Act::Learn(ek, *facts), None)),
                 Write::Planned(planned) => waiting.push(*planned),
                 Write::Pulse(pulse) => pulses.push(pulse),
             }
@@ -84,8 +90,8 @@ pub(super) fn run(
 }
 
 /// An entry whose reply does not wait for it.
-fn entry_alone(act: Act, audit: AuditEntry) -> Entry {
-    Entry { act, basis: None, audit: Some(audit) }
+fn entry_alone(act: Act, audit: Option<AuditEntry>) -> Entry {
+    Entry { act, basis: None, audit }
 }
 
 /// What arrives within the pause, up to the size of a batch.

@@ -7,18 +7,20 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{self as channel, RecvTimeoutError};
 use tokio::sync::Notify;
 
+use super::authorise::{BeingAsked, QUESTIONS};
 use super::decision_log::DecisionLog;
 use super::job::Job;
 use super::outbox::Outbox;
 use super::plan::Planner;
 use super::pressure::Pressure;
-use super::process::{self, Decided, Ends};
+use super::process::{self, Decided, Ends, Signers};
 use super::pulse::Heart;
 use super::queues::{QUEUE, Queues};
 use super::record::Pruning;
 use super::teller::Teller;
-use super::{WorkerConfig, WorkerError, checkpointer, herald, record, teller};
+use super::{WorkerConfig, WorkerError, authorise, checkpointer, herald, record, teller};
 use crate::clock::Look;
+use crate::hook::ASKERS;
 
 /// The threads, and the sending ends of the channels that they wait at.
 pub(super) struct Threads {
@@ -64,6 +66,9 @@ impl Threads {
         let decided = Decided { writes, outbox: outbox.clone(), log: log.clone() };
         let (unsigned, to_sign) = channel::bounded(SIGNATURES);
         let pressure = Arc::new(Mutex::new(Pressure::new(Instant::now())));
+        let signers = Signers { unsigned, pressure };
+        let (doubtful, to_authorise) = channel::bounded(QUESTIONS);
+        let being_asked = BeingAsked::default();
 
         for (n, pulses) in pulses.into_iter().enumerate() {
             let planner = Planner::open(store()?)?;
@@ -72,12 +77,21 @@ impl Threads {
                 jobs: jobs.clone(),
                 again: stale.clone(),
                 pulses,
-                unsigned: unsigned.clone(),
-                pressure: Arc::clone(&pressure),
+                doubtful: doubtful.clone(),
+                being_asked: being_asked.clone(),
+                signers: signers.clone(),
                 decided: decided.clone(),
                 gate: Arc::clone(&config.gate),
             };
             threads.spawn(format!("planner-{n}"), move || process::run(planner, &ends));
+        }
+        // A hook may be configured while the worker runs.
+        for n in 0..ASKERS {
+            let (database, to_authorise) = (config.database.clone(), to_authorise.clone());
+            let (decided, signers) = (decided.clone(), signers.clone());
+            threads.spawn(format!("asker-{n}"), move || {
+                authorise::run(&database, &to_authorise, &decided, &signers)
+            });
         }
         for n in 0..SIGNERS {
             let (to_sign, decided) = (to_sign.clone(), decided.clone());

@@ -3,11 +3,13 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
+use assay_ca_core::EkFacts;
 use assay_wire::{DeviceId, EkId};
 use postgres::Row;
 use time::OffsetDateTime;
 
 use crate::error::StoreError;
+use crate::facts;
 
 /// Reads a value that is stored as text.
 pub(super) fn parsed<T: FromStr<Err: Display>>(row: &Row, column: usize) -> Result<T, StoreError> {
@@ -33,6 +35,10 @@ pub(super) fn ek_id(row: &Row, column: usize) -> Result<EkId, StoreError> {
 pub(super) fn optional_ek_id(row: &Row, column: usize) -> Result<Option<EkId>, StoreError> {
     let bytes: Option<&[u8]> = row.get(column);
     bytes.map(|bytes| array(bytes).map(EkId::from)).transpose()
+}
+
+pub(super) fn ek_facts(row: &Row, column: usize) -> Result<Option<EkFacts>, StoreError> {
+    row.get::<_, Option<&str>>(column).map(facts::read).transpose()
 }
 
 pub(super) fn array<const LEN: usize>(bytes: &[u8]) -> Result<[u8; LEN], StoreError> {

@@ -3,21 +3,24 @@
 
 use std::collections::HashMap;
 
-use assay_ca_core::{Reprovision, SharedKeyOnRecord};
+use assay_ca_core::{EkFacts, Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
 use postgres::Row;
 use time::OffsetDateTime;
 
-use super::columns::{device_id, ek_id, optional, optional_small, parsed, small};
+use super::columns::{device_id, ek_facts, ek_id, optional, optional_small, parsed, small};
 use super::connection::Postgres;
 use super::pending::forget;
 use super::session::Session;
 use super::shared_keys::retire;
+use crate::audit::Deed;
 use crate::deeds;
 use crate::enrolments::{
-    EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags, decide,
+    EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement,
+    Tags, Tenure, decide,
 };
 use crate::error::StoreError;
+use crate::facts;
 
 impl Postgres {
     pub(super) fn enroll_all(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
@@ -69,24 +72,47 @@ impl Postgres {
         ek: &EkId,
         now: OffsetDateTime,
     ) -> Result<Option<Removed>, StoreError> {
-        let bytes = &ek.as_bytes()[..];
+        self.act(|session, done| remove(session, ek, now, done))
+    }
+
+    pub(super) fn replace_ek(
+        &mut self,
+        replacement: &Replacement,
+    ) -> Result<Result<Replaced, EnrolError>, StoreError> {
+        let Replacement { device_id, old, new } = replacement;
         self.act(|session, done| {
-            let device = device_of(session, ek)?;
-            let in_force = session.query_opt(IN_FORCE, &[&bytes])?.map(|row| row.get(0));
-            let enrolments =
-                session.execute("DELETE FROM enrolments WHERE ek_id = $1", &[&bytes])?;
-            let devices = session.execute("DELETE FROM devices WHERE ek_id = $1", &[&bytes])?;
-            session.execute("DELETE FROM places WHERE ek_id = $1", &[&bytes])?;
-            let certificates = session.execute(REVOKE, &[&bytes, &now.unix_timestamp()])?;
-            let removed = Removed {
-                certificates: usize::try_from(certificates).map_err(StoreError::unreadable)?,
-                shared_key: retire(session, ek)?,
-            };
-            let is_known = enrolments + devices > 0 || removed != Removed::default();
-            if is_known {
-                done.push(deeds::removed(ek, device, removed, in_force));
+            let held = session.query(HOLDERS, &[&vec![device_id.as_str()]])?;
+            if held.first().map(|row| ek_id(row, 1)).transpose()? != Some(*old) {
+                return Ok(Ok(Replaced::NotHeld));
             }
-            Ok(is_known.then_some(removed))
+            let enrolment = [replacement.enrolment(known(session, old)?.as_ref())];
+            // As long as the old one holds the id, that is the only thing that may be wrong.
+            match judge(session, &enrolment)?.0.pop() {
+                Some(Err(EnrolError::DeviceIdTaken(_, holder))) if holder == *old => {}
+                Some(Err(error)) => return Ok(Err(error)),
+                Some(Ok(_)) | None => return Ok(Ok(Replaced::NotHeld)),
+            }
+            let ended = session.query_opt(IN_FORCE, &[&&old.as_bytes()[..]])?;
+            let ended = ended.map(|row| row.get(0));
+            let removed = remove(session, old, new.added_at, &mut Vec::new())?.unwrap_or_default();
+            let (results, known) = judge(session, &enrolment)?;
+            put_on_list(session, &enrolment, &results, &known)?;
+            let disabled = (vec![&old.as_bytes()[..]], vec![new.added_at.unix_timestamp()]);
+            session.execute(DISABLE, &[&disabled.0, &disabled.1])?;
+            forget(session, &[new.ek_id])?;
+            done.extend(deeds::replaced(replacement, ended));
+            Ok(Ok(Replaced::Done(removed)))
+        })
+    }
+
+    pub(super) fn history_of(&mut self, device: &DeviceId) -> Result<Vec<Tenure>, StoreError> {
+        self.read(|session| {
+            let rows = session.query(HISTORY, &[&device.as_str()])?;
+            rows.iter()
+                .map(|row| {
+                    Ok(Tenure { ek_id: ek_id(row, 0)?, since: row.get(1), until: row.get(2) })
+                })
+                .collect()
         })
     }
 
@@ -139,6 +165,31 @@ fn known(session: &mut Session, ek: &EkId) -> Result<Option<EnrolmentRow>, Store
 /// The device id that an EK has, by registration or by enrolment.
 pub(super) fn device_of(session: &mut Session, ek: &EkId) -> Result<Option<DeviceId>, StoreError> {
     Ok(known(session, ek)?.and_then(|known| known.device_id))
+}
+
+fn remove(
+    session: &mut Session,
+    ek: &EkId,
+    now: OffsetDateTime,
+    done: &mut Vec<Deed>,
+) -> Result<Option<Removed>, StoreError> {
+    let (bytes, at) = (&ek.as_bytes()[..], now.unix_timestamp());
+    let device = device_of(session, ek)?;
+    let in_force = session.query_opt(IN_FORCE, &[&bytes])?.map(|row| row.get(0));
+    session.execute(LEAVE, &[&bytes, &at])?;
+    let enrolments = session.execute("DELETE FROM enrolments WHERE ek_id = $1", &[&bytes])?;
+    let devices = session.execute("DELETE FROM devices WHERE ek_id = $1", &[&bytes])?;
+    session.execute("DELETE FROM places WHERE ek_id = $1", &[&bytes])?;
+    let certificates = session.execute(REVOKE, &[&bytes, &at])?;
+    let removed = Removed {
+        certificates: usize::try_from(certificates).map_err(StoreError::unreadable)?,
+        shared_key: retire(session, ek)?,
+    };
+    let is_known = enrolments + devices > 0 || removed != Removed::default();
+    if is_known {
+        done.push(deeds::removed(ek, device, removed, in_force));
+    }
+    Ok(is_known.then_some(removed))
 }
 
 /// What is known of EKs.
@@ -199,6 +250,7 @@ fn enrolled(known: Option<EnrolmentRow>, new: &NewEnrolment) -> EnrolmentRow {
         registered: known.as_ref().is_some_and(|known| known.registered),
         shared_key: known.and_then(|known| known.shared_key),
         tags: new.tags.clone(),
+        facts: new.facts.clone(),
         added_at: new.added_at.unix_timestamp(),
     }
 }
@@ -230,9 +282,20 @@ fn put_on_list(
         let times: Vec<_> = added.iter().map(|new| new.added_at.unix_timestamp()).collect();
         let all_tags: Vec<_> = added.iter().map(|new| tags(new)).collect();
         let plain: Vec<_> = added.iter().map(|new| new.plain_srk.unwrap_or_default()).collect();
+        let known: Vec<_> = added.iter().map(|new| new.facts.as_ref().map(facts::json)).collect();
         session.execute(
             ADD,
-            &[&eks, &devices, &recognised, &reprovision, &legacy, &times, &all_tags, &plain],
+            &[
+                &eks,
+                &devices,
+                &recognised,
+                &reprovision,
+                &legacy,
+                &times,
+                &all_tags,
+                &plain,
+                &known,
+            ],
         )?;
     }
     let disabled: Vec<_> = added
@@ -253,6 +316,21 @@ fn put_on_list(
         let (eks, tags): (Vec<_>, Vec<_>) = retagged.into_iter().unzip();
         session.execute(RETAG, &[&eks, &tags])?;
     }
+    Ok(())
+}
+
+/// Notes what certificates said of EKs, of each the last, if they are enrolled.
+pub(super) fn learn(
+    session: &mut Session,
+    learnt: impl Iterator<Item = (EkId, EkFacts)>,
+) -> Result<(), StoreError> {
+    let last: HashMap<_, _> = learnt.collect();
+    if last.is_empty() {
+        return Ok(());
+    }
+    let eks: Vec<_> = last.keys().map(|ek| &ek.as_bytes()[..]).collect();
+    let known: Vec<_> = last.values().map(facts::json).collect();
+    session.execute(LEARN, &[&eks, &known])?;
     Ok(())
 }
 
@@ -280,13 +358,14 @@ fn enrolment_row(row: &Row) -> Result<EnrolmentRow, StoreError> {
             None => Tags::new(),
         },
         plain_srk: row.get(11),
+        facts: ek_facts(row, 13)?,
     })
 }
 
 const KNOWN: &str = "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised,
         e.reprovision, coalesce(e.legacy_dps_ek, false), l.since IS NOT NULL, d.ek_id IS NOT NULL,
         s.generation, s.is_used, coalesce(e.added_at, d.registered_at, l.since), e.tags,
-        coalesce(e.plain_srk, false), s.plain_srk_generation
+        coalesce(e.plain_srk, false), s.plain_srk_generation, e.facts
     FROM (SELECT DISTINCT unnest($1::bytea[]) AS ek_id) k LEFT JOIN enrolments e USING (ek_id)
          LEFT JOIN devices d USING (ek_id) LEFT JOIN disabled_eks l USING (ek_id)
          LEFT JOIN shared_keys s USING (ek_id)
@@ -294,7 +373,7 @@ const KNOWN: &str = "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recog
 const ALL: &str = "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised,
         e.reprovision, coalesce(e.legacy_dps_ek, false), l.since IS NOT NULL, d.ek_id IS NOT NULL,
         s.generation, s.is_used, coalesce(e.added_at, d.registered_at, l.since) AS added_at, e.tags,
-        coalesce(e.plain_srk, false), s.plain_srk_generation
+        coalesce(e.plain_srk, false), s.plain_srk_generation, e.facts
     FROM (SELECT ek_id FROM enrolments UNION SELECT ek_id FROM devices
           UNION SELECT ek_id FROM disabled_eks) k LEFT JOIN enrolments e USING (ek_id)
          LEFT JOIN devices d USING (ek_id) LEFT JOIN disabled_eks l USING (ek_id)
@@ -312,14 +391,23 @@ const CHANGE: &str = "UPDATE enrolments SET reprovision = coalesce($2::text, rep
     plain_srk = coalesce($3::bool, plain_srk) WHERE ek_id = $1";
 const IN_FORCE: &str = "SELECT serial FROM certificates
     WHERE ek_id = $1 AND (CASE WHEN status = 'active' THEN 1 END) = 1";
+const LEAVE: &str = "INSERT INTO former_eks (device_id, ek_id, since, until)
+    SELECT device_id, ek_id, registered_at, $2::int8 FROM devices WHERE ek_id = $1";
+const HISTORY: &str = "SELECT ek_id, since, until FROM (
+        SELECT ek_id, since, until, number FROM former_eks WHERE device_id = $1
+        UNION ALL SELECT ek_id, registered_at, NULL, NULL FROM devices WHERE device_id = $1) held
+    ORDER BY number NULLS LAST";
 const REVOKE: &str =
     "UPDATE certificates SET der = CASE WHEN status = 'active' THEN der ELSE '' END,
     status = 'revoked', ended_at = $2 WHERE ek_id = $1 AND status IN ('unconfirmed', 'active')";
 const ADD: &str = "INSERT INTO enrolments
-    (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at, tags, plain_srk)
+    (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at, tags, plain_srk,
+     facts)
     SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::int8[],
-                         $7::text[], $8::bool[])";
+                         $7::text[], $8::bool[], $9::text[])";
 pub(super) const DISABLE: &str = "INSERT INTO disabled_eks (ek_id, since)
     SELECT * FROM unnest($1::bytea[], $2::int8[]) ON CONFLICT DO NOTHING";
+const LEARN: &str = "UPDATE enrolments e SET facts = n.facts
+    FROM unnest($1::bytea[], $2::text[]) n(ek_id, facts) WHERE e.ek_id = n.ek_id";
 const RETAG: &str = "UPDATE enrolments e SET tags = n.tags
     FROM unnest($1::bytea[], $2::text[]) n(ek_id, tags) WHERE e.ek_id = n.ek_id";

@@ -90,6 +90,7 @@ const HAS_FRESH_PLACE: &str = "SELECT EXISTS (SELECT FROM places
 const KEEP_PLACE: &str = "UPDATE places SET taken_at = $3 WHERE ek_id = $1 AND group_name = $2";
 const FREE_PLACES: &str = "DELETE FROM places p WHERE p.group_name = $1 AND p.taken_at <= $2
     AND NOT EXISTS (SELECT FROM devices d WHERE d.ek_id = p.ek_id)
+    AND NOT EXISTS (SELECT FROM enrolments e WHERE e.ek_id = p.ek_id)
     AND NOT EXISTS (SELECT FROM shared_keys s WHERE s.ek_id = p.ek_id AND s.is_used)";
 const COUNT_PLACES: &str = "SELECT count(*) FROM places WHERE group_name = $1";
 const TAKE_PLACE: &str = "INSERT INTO places (ek_id, group_name, taken_at) VALUES ($1, $2, $3)

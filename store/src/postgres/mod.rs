@@ -48,7 +48,9 @@ use crate::chain::Walked;
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::contract::Store;
-use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::enrolments::{
+    EnrolError, EnrolResults, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement, Tenure,
+};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
 use crate::events::{Teller, Told, Untold};
@@ -179,6 +181,17 @@ impl Store for Postgres {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         self.switch(ek, disabled, now)
+    }
+
+    fn replace(
+        &mut self,
+        replacement: &Replacement,
+    ) -> Result<Result<Replaced, EnrolError>, StoreError> {
+        self.replace_ek(replacement)
+    }
+
+    fn history(&mut self, device: &DeviceId) -> Result<Vec<Tenure>, StoreError> {
+        self.history_of(device)
     }
 
     fn retire_shared_key(&mut self, ek: &EkId) -> Result<bool, StoreError> {

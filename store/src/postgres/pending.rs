@@ -6,12 +6,13 @@ use assay_wire::{DeviceId, EkId};
 use postgres::Row;
 use time::OffsetDateTime;
 
-use super::columns::{device_id, ek_id, parsed, time};
+use super::columns::{device_id, ek_facts, ek_id, parsed, time};
 use super::connection::Postgres;
 use super::enrolments::DISABLE;
 use super::session::Session;
 use crate::deeds;
 use crate::error::StoreError;
+use crate::facts;
 use crate::pending::{MAX_PENDING, PendingRow, Waiting};
 
 impl Postgres {
@@ -47,22 +48,16 @@ pub(super) fn ask(
         waiting.iter().map(|waiting| (&waiting.ek_id.as_bytes()[..], *waiting)).collect();
     let first: HashMap<_, _> =
         waiting.iter().rev().map(|waiting| (&waiting.ek_id.as_bytes()[..], *waiting)).collect();
-    let (mut eks, mut vendors, mut manufacturers, mut models) = (vec![], vec![], vec![], vec![]);
-    let (mut firmware, mut flows, mut devices, mut times) = (vec![], vec![], vec![], vec![]);
+    let (mut eks, mut known, mut flows) = (vec![], vec![], vec![]);
+    let (mut devices, mut times) = (vec![], vec![]);
     for (ek, waiting) in last {
         eks.push(ek);
-        vendors.push(&*waiting.vendor);
-        manufacturers.push(&*waiting.manufacturer);
-        models.push(&*waiting.model);
-        firmware.push(&*waiting.firmware);
+        known.push(facts::json(&waiting.facts));
         flows.push(waiting.flow.to_string());
         devices.push(first[ek].device_id.as_ref().map(DeviceId::as_str));
         times.push(waiting.asked_at.unix_timestamp());
     }
-    let rows = session.query(
-        ASK,
-        &[&eks, &vendors, &manufacturers, &models, &firmware, &flows, &devices, &times],
-    )?;
+    let rows = session.query(ASK, &[&eks, &known, &flows, &devices, &times])?;
     session.execute(MAKE_WAY, &[&MAX_PENDING])?;
     rows.iter().filter(|row| row.get(1)).map(|row| ek_id(row, 0)).collect()
 }
@@ -78,35 +73,28 @@ fn row_of(row: &Row) -> Result<PendingRow, StoreError> {
     Ok(PendingRow {
         waiting: Waiting {
             ek_id: ek_id(row, 0)?,
-            vendor: row.get(1),
-            manufacturer: row.get(2),
-            model: row.get(3),
-            firmware: row.get(4),
-            flow: parsed(row, 5)?,
-            device_id: device_id(row, 6)?,
-            asked_at: time(row.get(8))?,
+            facts: ek_facts(row, 1)?.unwrap_or_default(),
+            flow: parsed(row, 2)?,
+            device_id: device_id(row, 3)?,
+            asked_at: time(row.get(5))?,
         },
-        first_seen: row.get(7),
+        first_seen: row.get(4),
     })
 }
 
-const ALL: &str = "SELECT ek_id, vendor, manufacturer, model, firmware, flow, device_id,
-        first_seen, last_seen
+const ALL: &str = "SELECT ek_id, facts, flow, device_id, first_seen, last_seen
     FROM pending p
     WHERE NOT EXISTS (SELECT FROM enrolments x WHERE x.ek_id = p.ek_id)
       AND NOT EXISTS (SELECT FROM devices x WHERE x.ek_id = p.ek_id)
       AND NOT EXISTS (SELECT FROM disabled_eks x WHERE x.ek_id = p.ek_id)
     ORDER BY first_seen, ek_id";
 /// A row that was there is locked before it is changed, so it has an `xmax`.
-const ASK: &str = "INSERT INTO pending
-        (ek_id, vendor, manufacturer, model, firmware, flow, device_id, first_seen, last_seen)
-    SELECT ek, vendor, manufacturer, model, firmware, flow, device, at, at
-    FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-                $7::text[], $8::int8[])
-         n(ek, vendor, manufacturer, model, firmware, flow, device, at)
-    ON CONFLICT (ek_id) DO UPDATE SET vendor = excluded.vendor,
-        manufacturer = excluded.manufacturer, model = excluded.model,
-        firmware = excluded.firmware, flow = excluded.flow, last_seen = excluded.last_seen
+const ASK: &str = "INSERT INTO pending (ek_id, facts, flow, device_id, first_seen, last_seen)
+    SELECT ek, facts, flow, device, at, at
+    FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::int8[])
+         n(ek, facts, flow, device, at)
+    ON CONFLICT (ek_id) DO UPDATE SET facts = excluded.facts, flow = excluded.flow,
+        last_seen = excluded.last_seen
     RETURNING ek_id, xmax = 0";
 const MAKE_WAY: &str = "DELETE FROM pending WHERE ek_id IN (
         SELECT ek_id FROM pending ORDER BY last_seen, first_seen

@@ -9,6 +9,7 @@ use assay_wire::Scope;
 
 use super::audit::append;
 use super::connection::Postgres;
+use super::enrolments::learn;
 use super::pending::ask;
 use super::scope::check_scope;
 use super::session::Session;
@@ -55,6 +56,11 @@ impl Postgres {
                     effect.event = Some("pending");
                 }
             }
+            let learnt = entries.iter().filter_map(|entry| match &entry.act {
+                Act::Learn(ek, facts) => Some((*ek, facts.clone())),
+                _ => None,
+            });
+            learn(session, learnt)?;
             let done = entries.iter().zip(&recorded).zip(effects);
             let rows = done.filter(|((_, is), _)| **is == Recorded::Done).filter_map(
                 |((entry, _), effect)| Some(AuditRow::of_decision(entry.audit.as_ref()?, effect)),

@@ -7,7 +7,9 @@ use assay_ca_core::{
 use assay_wire::EkId;
 use postgres::Row;
 
-use super::columns::{array, device_id, optional_ek_id, optional_small, parsed, small, time};
+use super::columns::{
+    array, device_id, ek_facts, optional_ek_id, optional_small, parsed, small, time,
+};
 use super::session::Session;
 use crate::act::{IdInQuestion, IkInQuestion, Question, Snapshot, WaitingInQuestion};
 use crate::error::StoreError;
@@ -83,6 +85,7 @@ fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
             reprovision: parsed(row, 2)?,
             legacy_dps_ek,
             plain_srk: row.get(4),
+            facts: ek_facts(row, 33)?,
         }),
     };
     let serial: Option<Vec<u8>> = row.get(6);
@@ -197,7 +200,8 @@ const SNAPSHOTS: &str = "SELECT
      WHERE r.ek_id = q.ek AND r.confirmed_at IS NOT NULL),
     nullif(s.day, 0),
     (SELECT v.number FROM admission_version v WHERE v.id = 1),
-    (SELECT p.first_seen FROM pending p WHERE p.ek_id = q.ek)
+    (SELECT p.first_seen FROM pending p WHERE p.ek_id = q.ek),
+    e.facts
 FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[], $11::bool[],
             $12::bool[])
          WITH ORDINALITY q(ek, ik, named, derived, waiting, now, of_active, of_ek, number)

@@ -2,9 +2,12 @@
 
 use std::str::FromStr;
 
+use assay_ca_core::EkFacts;
 use assay_wire::{DeviceId, EkId};
 use rusqlite::Row;
 use time::OffsetDateTime;
+
+use crate::facts;
 
 /// Reads a value that is stored as text.
 pub(super) fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
@@ -25,6 +28,11 @@ pub(super) fn optional_device_id(
 
 pub(super) fn ek_id(row: &Row<'_>, column: usize) -> rusqlite::Result<EkId> {
     row.get::<_, [u8; EkId::LEN]>(column).map(EkId::from)
+}
+
+pub(super) fn ek_facts(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<EkFacts>> {
+    let json: Option<String> = row.get(column)?;
+    json.map(|json| facts::read(&json).map_err(|error| unreadable(column, error))).transpose()
 }
 
 pub(super) fn time(column: usize, seconds: i64) -> rusqlite::Result<OffsetDateTime> {

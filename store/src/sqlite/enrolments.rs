@@ -1,20 +1,23 @@
 //! The enrolment list: EKs that an operator vouches for, and devices that an operator disabled or
 //! removed.
 
-use assay_ca_core::{Reprovision, SharedKeyOnRecord};
+use assay_ca_core::{EkFacts, Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use time::OffsetDateTime;
 
-use super::columns::{ek_id, optional_device_id, parsed, unreadable};
+use super::columns::{ek_facts, ek_id, optional_device_id, parsed, unreadable};
 use super::connection::{Sqlite, Transaction};
 use super::pending::forget;
 use super::records::holder;
+use crate::audit::Deed;
 use crate::deeds;
 use crate::enrolments::{
-    EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags, decide,
+    EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement,
+    Tags, Tenure, decide,
 };
 use crate::error::StoreError;
+use crate::facts;
 
 impl Sqlite {
     /// Puts EKs on the enrolment list: all of them, or none if one of them cannot be enrolled. The
@@ -110,33 +113,47 @@ impl Sqlite {
         ek: &EkId,
         now: OffsetDateTime,
     ) -> Result<Option<Removed>, StoreError> {
-        self.act(|transaction, done| {
-            let device = device_of(transaction.0, ek)?;
-            let in_force = "SELECT serial FROM certificates WHERE ek_id = ?1 AND status = 'active'";
-            let in_force = transaction
-                .0
-                .query_row(in_force, params![ek.as_bytes()], |row| row.get(0))
-                .optional()?;
-            let mut rows = 0;
-            // Its place is free, too; but a place alone is nothing to forget.
-            let places = "DELETE FROM places WHERE ek_id = ?1";
-            transaction.0.execute(places, params![ek.as_bytes()])?;
-            for table in ["enrolments", "devices"] {
-                let delete = format!("DELETE FROM {table} WHERE ek_id = ?1");
-                rows += transaction.0.execute(&delete, params![ek.as_bytes()])?;
-            }
-            let certificates = transaction.0.execute(
-                "UPDATE certificates SET der = iif(status = 'active', der, x''), status = \
-                 'revoked', ended_at = ?2
-                 WHERE ek_id = ?1 AND status IN ('unconfirmed', 'active')",
-                params![ek.as_bytes(), now.unix_timestamp()],
-            )?;
-            let removed = Removed { certificates, shared_key: transaction.retire_shared_key(ek)? };
-            let is_known = rows > 0 || removed != Removed::default();
-            if is_known {
-                done.push(deeds::removed(ek, device, removed, in_force));
-            }
-            Ok(is_known.then_some(removed))
+        self.act(|transaction, done| transaction.remove(ek, now, done))
+    }
+
+    /// See [`Store::replace`](crate::contract::Store::replace).
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn replace(
+        &mut self,
+        replacement: &Replacement,
+    ) -> Result<Result<Replaced, EnrolError>, StoreError> {
+        let Replacement { device_id, old, new } = replacement;
+        let actor = self.actor.clone();
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if holder(&transaction, device_id)? != Some(*old) || new.ek_id == *old {
+            return Ok(Ok(Replaced::NotHeld));
+        }
+        let enrolment = replacement.enrolment(enrolment(&transaction, old)?.as_ref());
+        let (writing, ended) = (Transaction(&transaction), in_force(&transaction, old)?);
+        let removed = writing.remove(old, new.added_at, &mut Vec::new())?.unwrap_or_default();
+        if let Err(error) = enroll(&transaction, &enrolment)? {
+            // Dropping the transaction rolls it back.
+            return Ok(Err(error));
+        }
+        set_disabled(&transaction, old, true, new.added_at)?;
+        forget(&transaction, &new.ek_id)?;
+        if let Some(actor) = actor {
+            writing.note(&actor, deeds::replaced(replacement, ended))?;
+        }
+        transaction.commit()?;
+        Ok(Ok(Replaced::Done(removed)))
+    }
+
+    /// See [`Store::history`](crate::contract::Store::history).
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn history(&self, device: &DeviceId) -> Result<Vec<Tenure>, StoreError> {
+        self.list(HISTORY, &[&device.as_str()], |row| {
+            Ok(Tenure { ek_id: ek_id(row, 0)?, since: row.get(1)?, until: row.get(2)? })
         })
     }
 
@@ -209,6 +226,45 @@ pub(super) fn device_of(
     Ok(enrolment(connection, ek)?.and_then(|known| known.device_id))
 }
 
+/// The serial number of an EK's certificate in force.
+fn in_force(connection: &Connection, ek: &EkId) -> Result<Option<Vec<u8>>, StoreError> {
+    let query = "SELECT serial FROM certificates WHERE ek_id = ?1 AND status = 'active'";
+    Ok(connection.query_row(query, params![ek.as_bytes()], |row| row.get(0)).optional()?)
+}
+
+impl Transaction<'_> {
+    fn remove(
+        &self,
+        ek: &EkId,
+        now: OffsetDateTime,
+        done: &mut Vec<Deed>,
+    ) -> Result<Option<Removed>, StoreError> {
+        let (device, ended) = (device_of(self.0, ek)?, in_force(self.0, ek)?);
+        let mut rows = 0;
+        // Its place is free, too; but a place alone is nothing to forget.
+        let places = "DELETE FROM places WHERE ek_id = ?1";
+        self.0.execute(places, params![ek.as_bytes()])?;
+        self.0.execute(LEAVE, params![ek.as_bytes(), now.unix_timestamp()])?;
+        for table in ["enrolments", "devices"] {
+            let delete = format!("DELETE FROM {table} WHERE ek_id = ?1");
+            rows += self.0.execute(&delete, params![ek.as_bytes()])?;
+        }
+        let certificates = self.0.execute(REVOKE, params![ek.as_bytes(), now.unix_timestamp()])?;
+        let removed = Removed { certificates, shared_key: self.retire_shared_key(ek)? };
+        let is_known = rows > 0 || removed != Removed::default();
+        if is_known {
+            done.push(deeds::removed(ek, device, removed, ended));
+        }
+        Ok(is_known.then_some(removed))
+    }
+
+    pub(super) fn learn(&self, ek: &EkId, learnt: &EkFacts) -> Result<(), StoreError> {
+        let update = "UPDATE enrolments SET facts = ?2 WHERE ek_id = ?1";
+        self.0.prepare_cached(update)?.execute(params![ek.as_bytes(), facts::json(learnt)])?;
+        Ok(())
+    }
+}
+
 pub(super) fn set_disabled(
     connection: &Connection,
     ek: &EkId,
@@ -247,8 +303,8 @@ fn enroll(
     connection
         .prepare_cached(
             "INSERT INTO enrolments (ek_id, device_id, recognised, reprovision, legacy_dps_ek, \
-             added_at, tags, plain_srk)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+             added_at, tags, plain_srk, facts)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?
         .execute(params![
             new.ek_id.as_bytes(),
@@ -258,7 +314,8 @@ fn enroll(
             new.legacy_dps_ek.unwrap_or_default(),
             new.added_at.unix_timestamp(),
             tags,
-            new.plain_srk.unwrap_or_default()
+            new.plain_srk.unwrap_or_default(),
+            new.facts.as_ref().map(facts::json)
         ])?;
     if new.disabled == Some(true) {
         set_disabled(connection, &new.ek_id, true, new.added_at)?;
@@ -286,7 +343,7 @@ fn what_is_known_of(eks: &str) -> String {
                 l.since IS NOT NULL, d.ek_id IS NOT NULL, s.generation, s.is_used,
                 coalesce(e.added_at, d.registered_at, l.since) AS added_at, e.tags, \
          coalesce(e.plain_srk, 0),
-                s.plain_srk_generation
+                s.plain_srk_generation, e.facts
          FROM ({eks}) k LEFT JOIN enrolments e USING (ek_id) LEFT JOIN devices d USING (ek_id)
               LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)"
     )
@@ -314,5 +371,16 @@ fn enrolment_row(row: &Row<'_>) -> rusqlite::Result<EnrolmentRow> {
             Some(tags) => serde_json::from_str(&tags).map_err(|error| unreadable(10, error))?,
             None => Tags::new(),
         },
+        facts: ek_facts(row, 13)?,
     })
 }
+
+const LEAVE: &str = "INSERT INTO former_eks (device_id, ek_id, since, until)
+    SELECT device_id, ek_id, registered_at, ?2 FROM devices WHERE ek_id = ?1";
+const HISTORY: &str = "SELECT ek_id, since, until FROM (
+        SELECT ek_id, since, until, rowid AS number FROM former_eks WHERE device_id = ?1
+        UNION ALL SELECT ek_id, registered_at, NULL, NULL FROM devices WHERE device_id = ?1)
+    ORDER BY number IS NULL, number";
+const REVOKE: &str = "UPDATE certificates SET der = iif(status = 'active', der, x''),
+    status = 'revoked', ended_at = ?2
+    WHERE ek_id = ?1 AND status IN ('unconfirmed', 'active')";

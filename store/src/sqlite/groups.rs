@@ -103,6 +103,7 @@ impl Sqlite {
 
 const FREE_PLACES: &str = "DELETE FROM places WHERE group_name = ?1 AND taken_at <= ?2
     AND NOT EXISTS (SELECT 1 FROM devices d WHERE d.ek_id = places.ek_id)
+    AND NOT EXISTS (SELECT 1 FROM enrolments e WHERE e.ek_id = places.ek_id)
     AND NOT EXISTS (SELECT 1 FROM shared_keys s WHERE s.ek_id = places.ek_id AND s.is_used = 1)";
 
 /// See [`Snapshot::groups`](crate::act::Snapshot::groups).

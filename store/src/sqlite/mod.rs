@@ -46,7 +46,9 @@ use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::contract::Store;
 use crate::deeds;
-use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::enrolments::{
+    EnrolError, EnrolResults, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement, Tenure,
+};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
 use crate::events::{Teller, Told, Untold};
@@ -157,6 +159,17 @@ impl Store for Sqlite {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         self.set_disabled(ek, disabled, now)
+    }
+
+    fn replace(
+        &mut self,
+        replacement: &Replacement,
+    ) -> Result<Result<Replaced, EnrolError>, StoreError> {
+        self.replace(replacement)
+    }
+
+    fn history(&mut self, device: &DeviceId) -> Result<Vec<Tenure>, StoreError> {
+        Self::history(self, device)
     }
 
     fn retire_shared_key(&mut self, ek: &EkId) -> Result<bool, StoreError> {

@@ -4,10 +4,11 @@ use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, params};
 use time::OffsetDateTime;
 
-use super::columns::{ek_id, optional_device_id, parsed, time};
+use super::columns::{ek_facts, ek_id, optional_device_id, parsed, time};
 use super::connection::{Sqlite, Transaction};
 use crate::deeds;
 use crate::error::StoreError;
+use crate::facts;
 use crate::pending::{MAX_PENDING, PendingRow, Waiting};
 
 impl Sqlite {
@@ -20,15 +21,12 @@ impl Sqlite {
             Ok(PendingRow {
                 waiting: Waiting {
                     ek_id: ek_id(row, 0)?,
-                    vendor: row.get(1)?,
-                    manufacturer: row.get(2)?,
-                    model: row.get(3)?,
-                    firmware: row.get(4)?,
-                    flow: parsed(row, 5)?,
-                    device_id: optional_device_id(row, 6)?,
-                    asked_at: time(8, row.get(8)?)?,
+                    facts: ek_facts(row, 1)?.unwrap_or_default(),
+                    flow: parsed(row, 2)?,
+                    device_id: optional_device_id(row, 3)?,
+                    asked_at: time(5, row.get(5)?)?,
                 },
-                first_seen: row.get(7)?,
+                first_seen: row.get(4)?,
             })
         })
     }
@@ -57,10 +55,7 @@ impl Transaction<'_> {
         let flow = waiting.flow.to_string();
         let rows = self.0.prepare_cached(ASK_AGAIN)?.execute(params![
             waiting.ek_id.as_bytes(),
-            waiting.vendor,
-            waiting.manufacturer,
-            waiting.model,
-            waiting.firmware,
+            facts::json(&waiting.facts),
             flow,
             at
         ])?;
@@ -69,10 +64,7 @@ impl Transaction<'_> {
         }
         self.0.prepare_cached(ASK)?.execute(params![
             waiting.ek_id.as_bytes(),
-            waiting.vendor,
-            waiting.manufacturer,
-            waiting.model,
-            waiting.firmware,
+            facts::json(&waiting.facts),
             flow,
             waiting.device_id.as_ref().map(DeviceId::as_str),
             at
@@ -98,17 +90,14 @@ pub(super) fn forget(connection: &Connection, ek: &EkId) -> rusqlite::Result<()>
     connection.prepare_cached(forget)?.execute(params![ek.as_bytes()]).map(drop)
 }
 
-const PENDING: &str = "SELECT ek_id, vendor, manufacturer, model, firmware, flow, device_id, \
-                       first_seen, last_seen FROM pending p
+const PENDING: &str = "SELECT ek_id, facts, flow, device_id, first_seen, last_seen FROM pending p
     WHERE NOT EXISTS (SELECT 1 FROM enrolments x WHERE x.ek_id = p.ek_id)
       AND NOT EXISTS (SELECT 1 FROM devices x WHERE x.ek_id = p.ek_id)
       AND NOT EXISTS (SELECT 1 FROM disabled_eks x WHERE x.ek_id = p.ek_id)
     ORDER BY first_seen, ek_id";
-const ASK: &str = "INSERT INTO pending (ek_id, vendor, manufacturer, model, firmware, flow, \
-                   device_id, first_seen, last_seen)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)";
-const ASK_AGAIN: &str = "UPDATE pending SET vendor = ?2, manufacturer = ?3, model = ?4, \
-                         firmware = ?5, flow = ?6, last_seen = ?7 WHERE ek_id = ?1";
+const ASK: &str = "INSERT INTO pending (ek_id, facts, flow, device_id, first_seen, last_seen)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?5)";
+const ASK_AGAIN: &str = "UPDATE pending SET facts = ?2, flow = ?3, last_seen = ?4 WHERE ek_id = ?1";
 const MAKE_WAY: &str = "DELETE FROM pending WHERE ek_id IN (
     SELECT ek_id FROM pending ORDER BY last_seen, first_seen
     LIMIT max(0, (SELECT count(*) FROM pending) - ?1))";

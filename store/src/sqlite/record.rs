@@ -66,10 +66,10 @@ impl Transaction<'_> {
             }
             effect = self.write(&write, waited)?;
         }
-        if let Act::Ask(waiting) = &entry.act
-            && self.ask(waiting)?
-        {
-            effect.event = Some("pending");
+        match &entry.act {
+            Act::Ask(waiting) if self.ask(waiting)? => effect.event = Some("pending"),
+            Act::Learn(ek, facts) => self.learn(ek, facts)?,
+            _ => {}
         }
         audit.extend(entry.audit.as_ref().map(|entry| AuditRow::of_decision(entry, effect)));
         Ok(Recorded::Done)

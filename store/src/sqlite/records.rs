@@ -7,7 +7,7 @@ use assay_ca_core::{
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::columns::{ek_id, optional_device_id, parsed, time};
+use super::columns::{ek_facts, ek_id, optional_device_id, parsed, time};
 use crate::act::{IdInQuestion, IkInQuestion, Question};
 use crate::error::StoreError;
 
@@ -117,7 +117,8 @@ fn first_on_record(connection: &Connection, eks: &[EkId]) -> Result<Option<EkId>
 
 fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT device_id, reprovision, legacy_dps_ek, plain_srk FROM enrolments WHERE ek_id = ?1",
+        "SELECT device_id, reprovision, legacy_dps_ek, plain_srk, facts FROM enrolments WHERE \
+         ek_id = ?1",
     )?;
     let enrolment = statement.query_row(params![ek.as_bytes()], |row| {
         Ok(Enrolment {
@@ -125,6 +126,7 @@ fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, Stor
             reprovision: parsed(row, 1)?,
             legacy_dps_ek: row.get(2)?,
             plain_srk: row.get(3)?,
+            facts: ek_facts(row, 4)?,
         })
     });
     Ok(enrolment.optional()?)

@@ -2,8 +2,8 @@
 
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
-    Assurance, CertificateFacts, Place, Records, Role, SharedKeyOnRecord, TicketKey, Unconfirmed,
-    unchecked,
+    Assurance, CertificateFacts, EkFacts, Place, Records, Role, SharedKeyOnRecord, TicketKey,
+    TpmModel, Unconfirmed, unchecked,
 };
 use assay_store::contract::Store;
 use assay_store::{
@@ -245,14 +245,22 @@ pub(crate) fn stranger(n: u8, after: i64) -> Waiting {
 pub(crate) fn stranger_with(ek_id: EkId, after: i64) -> Waiting {
     Waiting {
         ek_id,
-        vendor: "CN=vendor".into(),
-        manufacturer: "id:41434D45".into(),
-        model: "Model 7".into(),
-        firmware: "id:00010002".into(),
+        facts: facts("Model 7"),
         flow: Flow::Ticket,
         device_id: Some(id("pump-17")),
         asked_at: now() + Duration::seconds(after),
     }
+}
+
+/// What a certificate says of a TPM of this model.
+pub(crate) fn facts(model: &str) -> EkFacts {
+    let tpm = TpmModel {
+        manufacturer: "id:41434D45".into(),
+        model: model.into(),
+        version: "id:00010002".into(),
+    };
+    let issuers = vec!["ab".repeat(32).parse().unwrap()];
+    EkFacts { vendor: "CN=vendor".into(), tpm: Some(tpm), issuers }
 }
 
 pub(crate) fn records(store: &mut Any, ek: EkId, at: OffsetDateTime) -> Records {
@@ -322,6 +330,7 @@ pub(crate) fn enrolment(ek_id: EkId, device_id: Option<&str>) -> NewEnrolment {
         plain_srk: None,
         disabled: None,
         tags: Tags::new(),
+        facts: None,
         added_at: now(),
     }
 }

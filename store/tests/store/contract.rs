@@ -12,8 +12,8 @@ use assay_server::directory::Directory;
 use assay_store::{
     Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
     IdInQuestion, IdentityRole, InForce, MadeBefore, NewEnrolment, Pruned, Question, Recorded,
-    Removed, Renewed, Retention, RevokedCertificates, StoreError, Tags, Trusted, Waiting, Which,
-    Whom, record_each,
+    Removed, Renewed, Replaced, Replacement, Retention, RevokedCertificates, StoreError, Tags,
+    Trusted, Waiting, Which, Whom, record_each,
 };
 use assay_store::{ConfigurationChanges, DueConfiguration};
 use assay_wire::{DeviceId, EkId, Flow, Identity, Rights, Scope};
@@ -42,6 +42,9 @@ on_both! {
     an_ek_that_waits_has_one_row_with_what_it_asked_for_last,
     of_too_many_eks_that_wait_those_not_heard_of_for_longest_make_way,
     approved_eks_are_enrolled_and_wait_no_more,
+    what_a_certificate_said_is_kept_with_an_enrolment_and_only_there,
+    replaced_ek_is_out_and_the_next_one_has_its_device_id,
+    an_ek_that_cannot_have_the_id_replaces_nothing,
     approval_that_cannot_be_is_as_if_there_had_been_none,
     eks_turned_away_are_disabled_and_wait_no_more,
     a_confirmed_certificate_supersedes_and_registers,
@@ -1071,6 +1074,11 @@ fn a_place_that_nobody_uses_is_free_after_a_day(fixture: &Fixture) {
     assert!(!store.take_place(&ek(2), &pumps, now() + Duration::hours(25)).unwrap());
     assert!(store.take_place(&ek(2), &pumps, now() + Duration::hours(27)).unwrap());
     assert!(!store.take_place(&ek(1), &pumps, now() + Duration::hours(27)).unwrap());
+    // A name that a group gave is a row, and rows of strangers have a limit.
+    enroll(&mut store, ek(2), Some("pump-1")).unwrap();
+    assert!(!store.take_place(&ek(1), &pumps, now() + Duration::days(99)).unwrap());
+    store.remove(&ek(2), now()).unwrap();
+    assert!(store.take_place(&ek(1), &pumps, now() + Duration::days(99)).unwrap());
 }
 
 fn an_ek_that_waits_has_one_row_with_what_it_asked_for_last(fixture: &Fixture) {
@@ -1114,6 +1122,85 @@ fn an_ek_that_waits_has_one_row_with_what_it_asked_for_last(fixture: &Fixture) {
     assert_eq!(store.pending().unwrap(), []);
 }
 
+fn what_a_certificate_said_is_kept_with_an_enrolment_and_only_there(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let known = |store: &mut Any, n| {
+        let row = store.enrolment(&ek(n)).unwrap();
+        let (row, record) = (row?.facts, records(store, ek(n), now()).enrolment.unwrap().facts);
+        assert_eq!(row, record);
+        row
+    };
+    enroll(&mut store, ek(1), None).unwrap();
+    assert_eq!(known(&mut store, 1), None);
+    let learn = |n, model| Entry { act: Act::Learn(ek(n), facts(model)), basis: None, audit: None };
+    // In one batch, the last counts; a stranger is nobody that is known.
+    let entries = [learn(1, "Model 7"), learn(2, "Model 7"), learn(1, "Model 8")];
+    assert!(store.record(&scope(), &entries).is_ok());
+    assert_eq!(known(&mut store, 1), Some(facts("Model 8")));
+    assert_eq!(known(&mut store, 2), None);
+    store.remove(&ek(1), now()).unwrap();
+    enroll(&mut store, ek(1), None).unwrap();
+    assert_eq!(known(&mut store, 1), None);
+}
+
+fn replaced_ek_is_out_and_the_next_one_has_its_device_id(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let tags = Tags::from([("site".to_owned(), "north".to_owned())]);
+    let never = Some(Reprovision::Never);
+    let first = NewEnrolment { tags, reprovision: never, ..enrolment(ek(1), Some("pump-1")) };
+    store.enroll(&[first]).unwrap().remove(0).unwrap();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    enter(&mut store, Act::Ask(stranger(2, 0))).unwrap();
+    let new = NewEnrolment { facts: Some(facts("Model 8")), ..enrolment(ek(2), None) };
+    let replacement = Replacement { device_id: id("pump-1"), old: ek(1), new };
+    let replaced = store.replace(&replacement).unwrap().unwrap();
+    assert_eq!(replaced, Replaced::Done(Removed { certificates: 1, shared_key: false }));
+
+    let old = store.enrolment(&ek(1)).unwrap().unwrap();
+    assert!(old.disabled && !old.registered && old.device_id.is_none() && old.recognised.is_none());
+    assert_eq!(store.certificates().unwrap()[0].status, "revoked");
+    let row = store.enrolment(&ek(2)).unwrap().unwrap();
+    assert_eq!((row.device_id, row.reprovision), (Some(id("pump-1")), never));
+    assert_eq!((row.tags["site"].as_str(), row.facts), ("north", Some(facts("Model 8"))));
+    assert!(!row.registered && !row.disabled);
+    assert_eq!(store.pending().unwrap(), []);
+    assert_eq!(store.replace(&replacement).unwrap().unwrap(), Replaced::NotHeld);
+
+    add(&mut store, &certificate(2, "pump-1", ek(2))).unwrap();
+    let held = store.history(&id("pump-1")).unwrap();
+    let eks: Vec<_> = held.iter().map(|row| (row.ek_id, row.until.is_some())).collect();
+    assert_eq!(eks, [(ek(1), true), (ek(2), false)]);
+    // A device that is removed leaves its EK there, too.
+    store.remove(&ek(2), now()).unwrap();
+    let held = store.history(&id("pump-1")).unwrap();
+    assert_eq!((held.len(), held[1].until), (2, Some(now().unix_timestamp())));
+    assert_eq!(store.history(&id("pump-2")).unwrap(), []);
+}
+
+fn an_ek_that_cannot_have_the_id_replaces_nothing(fixture: &Fixture) {
+    let mut store = fixture.store();
+    enroll(&mut store, ek(1), Some("pump-1")).unwrap();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    enroll(&mut store, ek(2), Some("pump-2")).unwrap();
+    add(&mut store, &certificate(3, "pump-3", ek(3))).unwrap();
+    let replacement = |old, new| Replacement {
+        device_id: id("pump-1"),
+        old: ek(old),
+        new: enrolment(ek(new), None),
+    };
+    let mut refused = |new| store.replace(&replacement(1, new)).unwrap().unwrap_err();
+    assert!(matches!(refused(2), EnrolError::EnrolledAs { .. }));
+    assert!(matches!(refused(3), EnrolError::Registered(..)));
+    // Neither by itself nor in place of an EK that does not hold the id.
+    for (old, new) in [(1, 1), (2, 4), (9, 4)] {
+        let replaced = store.replace(&replacement(old, new)).unwrap().unwrap();
+        assert_eq!(replaced, Replaced::NotHeld, "{old} {new}");
+    }
+    let row = store.enrolment(&ek(1)).unwrap().unwrap();
+    assert!(row.registered && !row.disabled && row.device_id == Some(id("pump-1")));
+    assert!(store.certificates().unwrap().iter().all(|row| row.status == "active"));
+}
+
 fn of_too_many_eks_that_wait_those_not_heard_of_for_longest_make_way(fixture: &Fixture) {
     let mut store = fixture.store();
     let numbered = |n: u32| {
@@ -1137,10 +1224,13 @@ fn approved_eks_are_enrolled_and_wait_no_more(fixture: &Fixture) {
     for n in 1..=3 {
         enter(&mut store, Act::Ask(stranger(n, n.into()))).unwrap();
     }
-    let new = [enrolment(ek(1), Some("pump-1")), enrolment(ek(2), None)];
+    let known = Some(facts("Model 7"));
+    let first = NewEnrolment { facts: known.clone(), ..enrolment(ek(1), Some("pump-1")) };
+    let new = [first, enrolment(ek(2), None)];
     let results = store.approve(&new).unwrap();
     assert!(results.iter().all(|result| matches!(result, Ok(Enrolled::Added))), "{results:?}");
     assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().device_id, Some(id("pump-1")));
+    assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().facts, known);
     assert!(store.is_enrolled(&ek(2)).unwrap());
     // Not even once they are removed.
     store.remove(&ek(1), now()).unwrap();

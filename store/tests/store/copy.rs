@@ -179,6 +179,7 @@ fn fill(store: &mut Any) {
         plain_srk: Some(n == 5),
         disabled: Some(n == 5),
         tags: tags.clone(),
+        facts: Some(stranger(n, 0).facts),
         added_at: now(),
     };
     store.enroll(&[enrolment(4, Some("pump-4")), enrolment(5, None)]).unwrap();

@@ -364,6 +364,7 @@ fn enrolment(n: u8, device: &str) -> NewEnrolment {
         plain_srk: None,
         disabled: None,
         tags: Tags::new(),
+        facts: None,
         added_at: now(),
     }
 }

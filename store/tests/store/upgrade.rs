@@ -391,7 +391,11 @@ fn rows_of(version: i64) -> String {
         5 => format!("{} INSERT INTO devices {unchanged} {}", of(4), of(5)),
         7 => format!("{} {}", of(6).replace("3, 1, 70, 2, 2)", "3, 1, 70, 2, 2, 1)"), of(7)),
         9 => rows_of(8),
-        10 => format!("{} {}", rows_of(8), of(10)),
+        10 => {
+            let rows = rows_of(8)
+                .replace("'{\"site\":\"north\"}', 1)", "'{\"site\":\"north\"}', 1, NULL)");
+            format!("{} {}", rows.replace("'{}', 0)", "'{}', 0, NULL)"), of(10))
+        }
         8 => {
             let (unchanged, _) = of(6).split_once("INSERT INTO credentials").unwrap();
             let (_, counters) = of(6).split_once("NULL);\n         UPDATE").unwrap();

@@ -84,6 +84,7 @@ impl Ca {
                     .and_then(|profile| profile.with_renewal(Some(RENEW_BEFORE)))
                     .unwrap(),
                 documents: None,
+                hook: None,
             },
             planner: Planner::open(Box::new(store)).unwrap(),
             log: DecisionLog::default(),
@@ -295,7 +296,7 @@ fn unless_refused<T>(decided: Result<T, NotGood>) -> Option<T> {
 /// The deed by which the rules learn of an act.
 fn deed(act: &Act) -> Deed {
     match act {
-        Act::None | Act::Ask(_) => unreachable!("nothing is recorded for it"),
+        Act::None | Act::Ask(_) | Act::Learn(..) => unreachable!("nothing is recorded for it"),
         Act::Certify(certificate) => {
             Deed::Certified { facts: certificate.facts().clone(), sha256: certificate.sha256() }
         }

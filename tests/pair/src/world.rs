@@ -821,6 +821,7 @@ impl World {
             plain_srk: Some(plain_srk),
             disabled: None,
             tags: Tags::new(),
+            facts: None,
             added_at: time(BEGIN),
         });
         if is_new { self.rules.enrolled(ek_id, device_id, reprovision) } else { Ok(()) }

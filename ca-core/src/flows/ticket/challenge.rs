@@ -48,6 +48,9 @@ impl Challenge {
             key_id,
             issued_at,
             is_rekey: (instead == Instead::OnceTaken).then_some(true),
+            lifetime_s: admitted.lifetime().map(|lifetime| {
+                u32::try_from(lifetime.whole_seconds()).expect("a group bounds it")
+            }),
         };
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
         let ticket = key.mac(TICKET_LABEL, &claim);

@@ -41,6 +41,9 @@ pub(super) struct Claim {
     /// Absent is no.
     #[n(8)]
     pub(super) is_rekey: Option<bool>,
+    /// How long the certificate is valid, in seconds, if the device's group says so.
+    #[n(9)]
+    pub(super) lifetime_s: Option<u32>,
 }
 
 impl Claim {

@@ -1,7 +1,7 @@
 //! The proof: a claim that comes back with its ticket.
 
 use assay_wire::{DeviceId, EkId, Proof, Scope};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::claim::{BriefId, Claim, TICKET_LABEL};
 use crate::Rejection;
@@ -20,6 +20,7 @@ pub struct ProvenDevice {
     pub(super) subject: Subject,
     pub(super) issued_at: OffsetDateTime,
     instead: Instead,
+    lifetime: Option<Duration>,
 }
 
 /// When a certificate for another IK takes the place of the one that its device has.
@@ -46,19 +47,25 @@ impl ProvenDevice {
             claim.terms().check(request, TICKET_LABEL, scope, keys, now)?;
         let Claim { scope, device_id: BriefId(device_id), ek_id, ik, assurance, hardware, .. } =
             claim;
-        let instead =
-            if claim.is_rekey == Some(true) { Instead::OnceTaken } else { Instead::AtOnce };
+        let (is_rekey, lifetime) = (claim.is_rekey == Some(true), claim.lifetime_s);
+        let instead = if is_rekey { Instead::OnceTaken } else { Instead::AtOnce };
         let ik_spki = PublicKey::from_brief(&ik).spki();
         Ok(Self {
             subject: Subject { scope, device_id, ek_id, ik_spki, assurance, hardware },
             issued_at,
             instead,
+            lifetime: lifetime.map(|seconds| Duration::seconds(seconds.into())),
         })
     }
 
     /// When the certificate that it gets takes the place of the one that it has.
     pub fn instead(&self) -> Instead {
         self.instead
+    }
+
+    /// How long its certificate is valid, if its group says so.
+    pub fn lifetime(&self) -> Option<Duration> {
+        self.lifetime
     }
 
     /// The EK's id.

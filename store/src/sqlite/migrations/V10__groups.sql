@@ -16,15 +16,20 @@ CREATE TABLE places (
 ) STRICT;
 CREATE INDEX places_by_group ON places (group_name);
 CREATE TABLE pending (
-    ek_id        BLOB PRIMARY KEY,
-    vendor       TEXT NOT NULL,
-    manufacturer TEXT NOT NULL,
-    model        TEXT NOT NULL,
-    firmware     TEXT NOT NULL,
-    flow         TEXT NOT NULL,
-    device_id    TEXT,
-    first_seen   INTEGER NOT NULL,
-    last_seen    INTEGER NOT NULL
+    ek_id      BLOB PRIMARY KEY,
+    flow       TEXT NOT NULL,
+    device_id  TEXT,
+    first_seen INTEGER NOT NULL,
+    last_seen  INTEGER NOT NULL,
+    facts      TEXT NOT NULL
 ) STRICT;
 CREATE INDEX pending_by_last_seen ON pending (last_seen);
+CREATE TABLE former_eks (
+    device_id TEXT NOT NULL,
+    ek_id     BLOB NOT NULL,
+    since     INTEGER NOT NULL,
+    until     INTEGER NOT NULL
+) STRICT;
+CREATE INDEX former_eks_by_device ON former_eks (device_id);
+ALTER TABLE enrolments ADD COLUMN facts TEXT;
 PRAGMA user_version = 10;

@@ -38,15 +38,12 @@ CREATE INDEX places_by_group ON places (group_name);
 
 -- EKs about which an operator is asked. Strangers make these rows, so their number is limited.
 CREATE TABLE pending (
-    ek_id        BLOB PRIMARY KEY,
-    vendor       TEXT NOT NULL,
-    manufacturer TEXT NOT NULL,
-    model        TEXT NOT NULL,
-    firmware     TEXT NOT NULL,
-    flow         TEXT NOT NULL,         -- that was asked for last
-    device_id    TEXT,
-    first_seen   INTEGER NOT NULL,
-    last_seen    INTEGER NOT NULL
+    ek_id      BLOB PRIMARY KEY,
+    flow       TEXT NOT NULL,           -- that was asked for last
+    device_id  TEXT,
+    first_seen INTEGER NOT NULL,
+    last_seen  INTEGER NOT NULL,
+    facts      TEXT NOT NULL            -- what the certificate says of the TPM: a JSON object
 ) STRICT;
 CREATE INDEX pending_by_last_seen ON pending (last_seen);
 
@@ -58,7 +55,8 @@ CREATE TABLE enrolments (
     legacy_dps_ek INTEGER NOT NULL,     -- an EK of Azure's SDKs, which no vendor certified
     added_at      INTEGER NOT NULL,
     tags          TEXT NOT NULL,        -- what the operator's list says besides: a JSON object of strings
-    plain_srk     INTEGER NOT NULL      -- its shared key may be sent to a plain storage root key
+    plain_srk     INTEGER NOT NULL,     -- its shared key may be sent to a plain storage root key
+    facts         TEXT                  -- what a certificate said of the TPM: a JSON object
 ) STRICT;
 
 -- EKs whose TPM proved itself: by a ticket, a confirmation, or a token.
@@ -68,6 +66,15 @@ CREATE TABLE devices (
     assurance     TEXT NOT NULL,        -- what made the CA trust the EK
     registered_at INTEGER NOT NULL
 ) STRICT;
+
+-- EKs that were registered under a device id, and were removed or replaced.
+CREATE TABLE former_eks (
+    device_id TEXT NOT NULL,
+    ek_id     BLOB NOT NULL,
+    since     INTEGER NOT NULL,
+    until     INTEGER NOT NULL
+) STRICT;
+CREATE INDEX former_eks_by_device ON former_eks (device_id);
 
 -- EKs that an operator locked out, enrolled and registered or not: an enrolment would make them trusted once they are enabled again.
 CREATE TABLE disabled_eks (
