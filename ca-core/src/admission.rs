@@ -7,6 +7,7 @@ use crate::Rejection;
 use crate::ek::assurance::Assurance;
 use crate::ek::facts::EkFacts;
 use crate::ek::trust::TrustedEk;
+use crate::flaws::Flaws;
 use crate::groups::{Answer, Applicant, Comer, Groups, Naming, Place, Unadmitted};
 use crate::ik::IkKind;
 use crate::profile::Offered;
@@ -110,6 +111,8 @@ impl<F> Admitted<F> {
 pub struct Admission<'a> {
     /// The groups that hold now.
     pub groups: &'a Groups,
+    /// The flaws that are known.
+    pub flaws: &'a Flaws,
     /// Since when an operator is asked about the EK, if one is.
     pub waits_since: Option<OffsetDateTime>,
     /// The kind of the identity key that is to be certified; `None` if none is, or the one that the
@@ -145,7 +148,7 @@ impl Admission<'_> {
         let is_enrolled = records.enrolment.is_some();
         let on_record = records.enrolment.as_ref().and_then(|enrolment| enrolment.facts.as_ref());
         let facts = ek.facts().or(on_record);
-        let comer = Comer { ek: ek.ek_id(), facts, is_enrolled };
+        let comer = Comer { ek: ek.ek_id(), facts, flaws: self.flaws, is_enrolled };
         let new = flow.filter(|_| records.registration.is_none());
         let Some(group) = self.groups.of(&comer) else {
             return match new {

@@ -5,12 +5,13 @@ use assay_wire::{DeviceId, Identity, IdentityName, Scope};
 use rand_core::CryptoRng;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
-    SanType, SerialNumber, SigningKey,
+    BasicConstraints, CertificateParams, CidrSubnet, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    NameConstraints, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SigningKey,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime, UtcOffset};
 use zeroize::Zeroizing;
 
@@ -20,19 +21,19 @@ use crate::issue::{Issuer, serial_number};
 use crate::oid;
 use crate::x509::parse_certificate;
 
-/// A CA certificate and its P-256 key.
+/// A CA certificate and its key: one that this library makes, on P-256, or one that is elsewhere.
 ///
 /// Keys come from the cryptographic library's own randomness, everything else from `rng`.
-pub struct Authority {
+pub struct Authority<K = KeyPair> {
     certificate: String,
     not_after: OffsetDateTime,
-    issuer: rcgen::Issuer<'static, KeyPair>,
+    issuer: rcgen::Issuer<'static, K>,
 }
 
 impl Authority {
     /// A self-signed root, valid for [`ROOT_LIFETIME`]. `name` becomes its organisation.
     pub fn root(name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
-        Self::self_signed(root_params(name, &format!("{name} Root CA"), now, rng), new_key()?)
+        Self::root_with(name, new_key()?, now, rng)
     }
 
     /// The root after this one, and the certificate with which this one certifies it: *newWithOld*
@@ -50,36 +51,7 @@ impl Authority {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<(Self, String), Fault> {
-        let name = self.organisation()?;
-        let params = root_params(&name, &format!("{name} Root CA {}", stamp(now)), now, rng);
-
-        let key = new_key()?;
-        let mut cross = params.clone();
-        cross.use_authority_key_identifier_extension = true;
-        cross.custom_extensions =
-            vec![CustomExtension::from_oid_content(oid::CERTIFICATE_POLICIES, new_root_policies())];
-        set_times_and_serial(&mut cross, ROOT_LIFETIME, now, rng);
-        cross.not_after = cross.not_after.min(self.not_after);
-        let cross =
-            cross.signed_by(&key, &self.issuer).map_err(fault("certifying the new root"))?;
-        Ok((Self::self_signed(params, key)?, cross.pem()))
-    }
-
-    /// The name that this root was made with.
-    fn organisation(&self) -> Result<String, Fault> {
-        let unreadable = || fault("reading the root")("it is not an X.509 certificate");
-        let own = CertificateDer::from_pem_slice(self.certificate.as_bytes());
-        let own = own.map_err(fault("reading the root"))?;
-        let own = parse_certificate(&own).ok_or_else(unreadable)?;
-        let mut organisations = own.subject().iter_organization();
-        let name = organisations.next().and_then(|name| name.as_str().ok());
-        Ok(name.unwrap_or("Assay").to_owned())
-    }
-
-    fn self_signed(params: CertificateParams, key: KeyPair) -> Result<Self, Fault> {
-        let certificate = params.self_signed(&key).map_err(fault("signing the root"))?.pem();
-        let not_after = params.not_after;
-        Ok(Self { certificate, not_after, issuer: rcgen::Issuer::new(params, key) })
+        self.next_root_with(new_key()?, now, rng)
     }
 
     /// The issuing CA for devices under this root, valid for [`ISSUING_LIFETIME`].
@@ -106,21 +78,6 @@ impl Authority {
         self.subordinate(new_issuing_params(common_name, now, rng))
     }
 
-    /// The certificate of an issuing CA of this name whose key is elsewhere, in PEM.
-    ///
-    /// # Errors
-    /// It cannot be signed.
-    pub fn issuing_for(
-        &self,
-        common_name: &str,
-        key: &impl PublicKeyData,
-        now: OffsetDateTime,
-        rng: &mut dyn CryptoRng,
-    ) -> Result<String, Fault> {
-        let (certificate, _) = self.certify(new_issuing_params(common_name, now, rng), key)?;
-        Ok(certificate)
-    }
-
     /// The service CA under this root, for brokers, workers, operators and backends. It has its own
     /// key, so an attacker with the issuing CA's key, which serves devices all day, does not have
     /// this one.
@@ -139,11 +96,7 @@ impl Authority {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        let mut params = ca_params(common_name, BasicConstraints::Constrained(0));
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
-        self.subordinate(params)
+        self.subordinate(new_service_params(common_name, now, rng))
     }
 
     /// The service CA after another one. Its name has the time, because relying parties find the
@@ -167,28 +120,10 @@ impl Authority {
         Ok(Self { certificate, not_after, issuer: rcgen::Issuer::new(params, key) })
     }
 
-    /// None outlives this root.
-    fn certify(
-        &self,
-        mut params: CertificateParams,
-        key: &impl PublicKeyData,
-    ) -> Result<(String, CertificateParams), Fault> {
-        params.not_after = params.not_after.min(self.not_after);
-        params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(key, &self.issuer).map_err(fault("signing a CA"))?;
-        Ok((certificate.pem(), params))
-    }
-
     /// A CA that was made before, from its PEM files.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, Fault> {
         let key = KeyPair::from_pem(key).map_err(fault("reading a CA's key"))?;
-        let der = CertificateDer::from_pem_slice(certificate.as_bytes());
-        let der = der.map_err(fault("reading a CA"))?;
-        let parsed = parse_certificate(&der)
-            .ok_or_else(|| fault("reading a CA")("it is not an X.509 certificate"))?;
-        let not_after = parsed.validity().not_after.to_datetime();
-        let issuer = rcgen::Issuer::from_ca_cert_der(&der, key).map_err(fault("reading a CA"))?;
-        Ok(Self { certificate: certificate.to_owned(), not_after, issuer })
+        Self::of(certificate, key)
     }
 
     /// A certificate for a broker that is reached under `names`: DNS names and IP addresses.
@@ -267,6 +202,130 @@ impl Authority {
     }
 }
 
+/// What a CA does whose key may be elsewhere.
+impl<K: SigningKey> Authority<K> {
+    /// A self-signed root with this key, which is new: see [`root`](Authority::root).
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn root_with(
+        name: &str,
+        key: K,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        Self::self_signed(root_params(name, &format!("{name} Root CA"), now, rng), key)
+    }
+
+    /// The root after this one with this key, which is new: see [`next_root`](Authority::next_root).
+    ///
+    /// # Errors
+    /// This root's certificate cannot be read, or a signature cannot be made.
+    pub fn next_root_with<N: SigningKey>(
+        &self,
+        key: N,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(Authority<N>, String), Fault> {
+        let name = self.organisation()?;
+        let params = root_params(&name, &format!("{name} Root CA {}", stamp(now)), now, rng);
+
+        let mut cross = params.clone();
+        cross.key_identifier_method = named_briefly(&key);
+        cross.use_authority_key_identifier_extension = true;
+        cross.custom_extensions =
+            vec![CustomExtension::from_oid_content(oid::CERTIFICATE_POLICIES, new_root_policies())];
+        set_times_and_serial(&mut cross, ROOT_LIFETIME, now, rng);
+        cross.not_after = cross.not_after.min(self.not_after);
+        let cross = cross
+            .signed_by(&key, &self.issuer)
+            .map_err(Fault::of_signer("certifying the new root"))?;
+        Ok((Authority::self_signed(params, key)?, cross.pem()))
+    }
+
+    /// A CA that was made before: its certificate in PEM, and its key. Does not establish that the
+    /// two belong together.
+    ///
+    /// # Errors
+    /// The certificate cannot be read.
+    pub fn of(certificate: &str, key: K) -> Result<Self, Fault> {
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes());
+        let der = der.map_err(fault("reading a CA"))?;
+        let parsed = parse_certificate(&der)
+            .ok_or_else(|| fault("reading a CA")("it is not an X.509 certificate"))?;
+        let not_after = parsed.validity().not_after.to_datetime();
+        let issuer = rcgen::Issuer::from_ca_cert_der(&der, key).map_err(fault("reading a CA"))?;
+        Ok(Self { certificate: certificate.to_owned(), not_after, issuer })
+    }
+
+    /// Its certificate in PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    fn self_signed(mut params: CertificateParams, key: K) -> Result<Self, Fault> {
+        params.key_identifier_method = named_briefly(&key);
+        let certificate = params.self_signed(&key).map_err(Fault::of_signer("signing the root"))?;
+        let (certificate, not_after) = (certificate.pem(), params.not_after);
+        Ok(Self { certificate, not_after, issuer: rcgen::Issuer::new(params, key) })
+    }
+
+    /// The name that this root was made with.
+    fn organisation(&self) -> Result<String, Fault> {
+        let unreadable = || fault("reading the root")("it is not an X.509 certificate");
+        let own = CertificateDer::from_pem_slice(self.certificate.as_bytes());
+        let own = own.map_err(fault("reading the root"))?;
+        let own = parse_certificate(&own).ok_or_else(unreadable)?;
+        let mut organisations = own.subject().iter_organization();
+        let name = organisations.next().and_then(|name| name.as_str().ok());
+        Ok(name.unwrap_or("Assay").to_owned())
+    }
+
+    /// The certificate of an issuing CA of this name whose key is elsewhere, in PEM.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn issuing_for(
+        &self,
+        common_name: &str,
+        key: &impl PublicKeyData,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<String, Fault> {
+        let (certificate, _) = self.certify(new_issuing_params(common_name, now, rng), key)?;
+        Ok(certificate)
+    }
+
+    /// The same of a service CA.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn service_for(
+        &self,
+        common_name: &str,
+        key: &impl PublicKeyData,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<String, Fault> {
+        let (certificate, _) = self.certify(new_service_params(common_name, now, rng), key)?;
+        Ok(certificate)
+    }
+
+    /// None outlives this root.
+    fn certify(
+        &self,
+        mut params: CertificateParams,
+        key: &impl PublicKeyData,
+    ) -> Result<(String, CertificateParams), Fault> {
+        params.not_after = params.not_after.min(self.not_after);
+        params.use_authority_key_identifier_extension = true;
+        params.key_identifier_method = named_briefly(key);
+        let certificate =
+            params.signed_by(key, &self.issuer).map_err(Fault::of_signer("signing a CA"))?;
+        Ok((certificate.pem(), params))
+    }
+}
+
 impl Issuer {
     /// A certificate for a device that does not exist, to try a broker with. It is valid for
     /// [`THROW_AWAY_LIFETIME`] from `from`, which may be long ago.
@@ -321,6 +380,8 @@ pub const LEAF_LIFETIME: Duration = Duration::days(3 * 365);
 pub const THROW_AWAY_LIFETIME: Duration = Duration::minutes(10);
 /// The prefix of the ids of devices that do not exist.
 pub const THROW_AWAY_PREFIX: &str = "assay-check-";
+/// In bytes.
+const KEY_ID: usize = 8;
 /// How far the clock of a device that verifies a fresh certificate may be behind.
 const BACKDATE: Duration = Duration::hours(1);
 
@@ -393,6 +454,13 @@ fn new_key() -> Result<KeyPair, Fault> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(fault("making a key"))
 }
 
+/// The identifier of a CA's key. As long as the second method of RFC 5280 §4.2.1.2 has it: each
+/// device certificate has it twice on its way.
+fn named_briefly(key: &impl PublicKeyData) -> KeyIdMethod {
+    let digest = Sha256::digest(key.subject_public_key_info());
+    KeyIdMethod::PreSpecified(digest[..KEY_ID].to_vec())
+}
+
 fn ca_params(common_name: &str, constraints: BasicConstraints) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -408,18 +476,51 @@ fn issuing_params(common_name: &str) -> CertificateParams {
     params
 }
 
+/// The one IP address that a certificate of a device might have among its names, and that nobody
+/// has. So a device's certificate is no server's, even to those who ignore the extended key usage
+/// of a CA, if they reach the server by its address.
+///
+/// A constraint of URIs would be closer, but verifiers apply it to the host, which a URN lacks, and
+/// refuse every device. One of DNS names has OpenSSL refuse devices whose id has a dot in it, since
+/// it takes the common name for a DNS name. To exclude all addresses of both kinds takes 36 bytes
+/// more of every provisioning (docs/decisions/0019).
+fn no_address() -> GeneralSubtree {
+    GeneralSubtree::IpAddress(CidrSubnet::from_v4_prefix([0; 4], 32))
+}
+
+fn new_service_params(
+    common_name: &str,
+    now: OffsetDateTime,
+    rng: &mut dyn CryptoRng,
+) -> CertificateParams {
+    let mut params = service_params(common_name);
+    set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
+    params
+}
+
+fn service_params(common_name: &str) -> CertificateParams {
+    let mut params = ca_params(common_name, BasicConstraints::Constrained(0));
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    params
+}
+
 fn new_issuing_params(
     common_name: &str,
     now: OffsetDateTime,
     rng: &mut dyn CryptoRng,
 ) -> CertificateParams {
     let mut params = issuing_params(common_name);
+    params.name_constraints = Some(NameConstraints {
+        permitted_subtrees: vec![no_address()],
+        excluded_subtrees: Vec::new(),
+    });
     set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
     params
 }
 
-/// A new key for an issuing CA that somebody else certifies: PKCS#8 in PEM.
-pub fn issuing_key() -> Result<Zeroizing<String>, Fault> {
+/// A new key for a CA that somebody else certifies: PKCS#8 in PEM.
+pub fn new_ca_key() -> Result<Zeroizing<String>, Fault> {
     Ok(Zeroizing::new(new_key()?.serialize_pem()))
 }
 
@@ -429,7 +530,19 @@ pub fn issuing_key() -> Result<Zeroizing<String>, Fault> {
 /// # Errors
 /// It cannot be signed.
 pub fn issuing_request(common_name: &str, key: &impl SigningKey) -> Result<String, Fault> {
-    let request = issuing_params(common_name).serialize_request(key);
+    request(&issuing_params(common_name), key)
+}
+
+/// The same for a service CA.
+///
+/// # Errors
+/// It cannot be signed.
+pub fn service_request(common_name: &str, key: &impl SigningKey) -> Result<String, Fault> {
+    request(&service_params(common_name), key)
+}
+
+fn request(params: &CertificateParams, key: &impl SigningKey) -> Result<String, Fault> {
+    let request = params.serialize_request(key);
     request.and_then(|request| request.pem()).map_err(Fault::of_signer("writing a request"))
 }
 

@@ -9,9 +9,10 @@ use time::{Duration, OffsetDateTime};
 use crate::ek::ca_key::CaKey;
 use crate::ek::facts::EkFacts;
 use crate::ek::model::TpmModel;
-use crate::hex;
+use crate::flaws::Flaws;
 use crate::ik::IkKind;
 use crate::profile::Profile;
+use crate::{hex, rfc3339};
 
 /// The groups of a CA. The first one whose conditions all hold decides; if there is none, the EK is
 /// not admitted.
@@ -82,6 +83,8 @@ pub struct Conditions {
     pub models: Vec<String>,
     /// The least firmware version.
     pub firmware: Option<Firmware>,
+    /// Whether the TPM was made with firmware that has a known flaw.
+    pub flawed: Option<bool>,
     /// Whether the EK is on the enrolment list.
     pub enrolled: Option<bool>,
     /// The EK's id, or its beginning.
@@ -132,9 +135,9 @@ pub enum Unadmitted {
     NoGroup(String),
     #[error("group {0} refuses it")]
     Refused(GroupName),
-    #[error("group {group} admits devices from {from} on")]
+    #[error("group {group} admits devices from {} on", rfc3339(from))]
     TooEarly { group: GroupName, from: OffsetDateTime },
-    #[error("group {group} admitted devices until {until}")]
+    #[error("group {group} admitted devices until {}", rfc3339(until))]
     TooLate { group: GroupName, until: OffsetDateTime },
     #[error("group {group} takes identity keys of these kinds: {allowed}; and not {found}")]
     IkKind { group: GroupName, found: IkKind, allowed: String },
@@ -238,6 +241,18 @@ impl Groups {
         self.0.iter().find(|group| group.conditions.hold(comer))
     }
 
+    /// The group that an EK belongs to, for people; `facts` are those of its certificate, or else
+    /// those on record.
+    pub fn of_ek(
+        &self,
+        ek: EkId,
+        facts: Option<&EkFacts>,
+        flaws: &Flaws,
+        is_enrolled: bool,
+    ) -> Option<&Group> {
+        self.of(&Comer { ek, facts, flaws, is_enrolled })
+    }
+
     /// The same with another group, in front of the one with the name `before`, or last.
     ///
     /// # Errors
@@ -329,14 +344,14 @@ impl Conditions {
 
     /// Whether they hold for no EK of which nothing is known from a certificate.
     pub fn need_a_certificate(&self) -> bool {
-        let Self { issuers, manufacturers, models, firmware, .. } = self;
+        let Self { issuers, manufacturers, models, firmware, flawed, .. } = self;
         let are_empty = issuers.is_empty() && manufacturers.is_empty() && models.is_empty();
-        !are_empty || firmware.is_some()
+        !are_empty || firmware.is_some() || *flawed == Some(true)
     }
 
     fn hold(&self, comer: &Comer<'_>) -> bool {
-        let Self { issuers, manufacturers, models, firmware, enrolled, eks } = self;
-        let Comer { ek, facts, is_enrolled } = comer;
+        let Self { issuers, manufacturers, models, firmware, flawed, enrolled, eks } = self;
+        let Comer { ek, facts, flaws, is_enrolled } = comer;
         let tpm = facts.and_then(|facts| facts.tpm.as_ref());
         let path = facts.map_or(&[][..], |facts| &facts.issuers);
         let of_tpm = |fits: &dyn Fn(&TpmModel) -> bool| tpm.is_some_and(fits);
@@ -349,6 +364,9 @@ impl Conditions {
             && firmware.is_none_or(|least| {
                 of_tpm(&|tpm| tpm.version.parse().is_ok_and(|found| least.is_met_by(found)))
             })
+            && flawed.is_none_or(|wanted| {
+                wanted == facts.is_some_and(|facts| flaws.of(facts).next().is_some())
+            })
             && enrolled.is_none_or(|wanted| wanted == *is_enrolled)
             && (eks.is_empty() || eks.iter().any(|prefix| prefix.fits(ek)))
     }
@@ -358,6 +376,7 @@ impl Conditions {
 pub(crate) struct Comer<'a> {
     pub(crate) ek: EkId,
     pub(crate) facts: Option<&'a EkFacts>,
+    pub(crate) flaws: &'a Flaws,
     pub(crate) is_enrolled: bool,
 }
 
@@ -422,6 +441,11 @@ pub struct Firmware {
 impl Firmware {
     fn is_met_by(self, found: Self) -> bool {
         self.digits == found.digits && self.number <= found.number
+    }
+
+    /// Whether it lies between these two, or is one of them.
+    pub fn is_within(self, first: Self, last: Self) -> bool {
+        first.is_met_by(self) && self.is_met_by(last)
     }
 }
 

@@ -122,7 +122,9 @@ pub use records::{
     due_device_id,
 };
 
+mod flaws;
 mod groups;
+pub use flaws::{Flaw, Flaws};
 pub use groups::{
     Answer, Applicant, Conditions, EkPrefix, Firmware, Group, GroupError, GroupName, Groups,
     Manufacturer, NamePattern, Naming, Place, Terms, Unadmitted,
@@ -163,17 +165,28 @@ pub use plan::{Adopting, Certification, Confirming, Renewing, Sealing};
 mod authority;
 pub use authority::{
     Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, ROOT_LIFETIME,
-    THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX, issuing_key, issuing_request,
+    THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX, issuing_request, new_ca_key, service_request,
 };
+
+mod ca_request;
+pub use ca_request::{CaKind, CaRequest, CaRequestError, MAX_COMMON_NAME};
 
 mod configuration;
 pub use configuration::ConfigurationSigner;
 
 mod new_root;
-pub use new_root::{NewRoot, NotANewRoot};
+pub use new_root::{FirstRoot, NewRoot, NotANewRoot};
 
 #[cfg(feature = "unchecked")]
 pub mod unchecked;
+
+/// A time as people and programs read it, to the second.
+fn rfc3339(time: &time::OffsetDateTime) -> String {
+    let whole = time.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(*time);
+    let text = whole.format(&time::format_description::well_known::Rfc3339);
+    // A year that has no four digits.
+    text.unwrap_or_else(|_| whole.to_string())
+}
 
 fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)

@@ -1,11 +1,47 @@
-//! A new root, and the certificate with which the old one certifies it.
+//! A root that another machine made: the first of a CA, or a new one and the certificate with which
+//! the old one certifies it.
 
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::X509Certificate;
 
-use crate::oid;
 use crate::x509::parse_certificate;
+use crate::{oid, rfc3339};
+
+/// The root that a CA begins with, which may certify any other CA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstRoot(CertificateDer<'static>);
+
+impl FirstRoot {
+    /// Checks that this certificate is self-signed, is of a CA that may certify any other, and is
+    /// valid at this time. That it is the right one, nobody can see but who compares its
+    /// fingerprint.
+    ///
+    /// # Errors
+    /// It is not like this.
+    pub fn check(der: CertificateDer<'static>, now: OffsetDateTime) -> Result<Self, NotANewRoot> {
+        let root = parse_certificate(&der).ok_or(NotANewRoot::Unreadable)?;
+        if !is_signed_by(&root, &root) {
+            return Err(NotANewRoot::NotSelfSigned);
+        }
+        if !may_certify_any_ca(&root) {
+            return Err(NotANewRoot::Limited);
+        }
+        let validity = root.validity();
+        let (not_before, not_after) =
+            (validity.not_before.to_datetime(), validity.not_after.to_datetime());
+        if !(not_before..=not_after).contains(&now) {
+            return Err(NotANewRoot::NotValid { time: now, not_before, not_after });
+        }
+        Ok(Self(der))
+    }
+
+    /// The certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.0
+    }
+}
 
 /// A new root that the old one certified: *newWithOld* (RFC 4210 §4.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,10 +63,6 @@ impl NewRoot {
     pub fn check(new: &[u8], cross: &[u8], old: &[u8]) -> Result<Self, NotANewRoot> {
         let parse = |der| parse_certificate(der).ok_or(NotANewRoot::Unreadable);
         let [root, crossed, signer] = [parse(new)?, parse(cross)?, parse(old)?];
-        let is_signed_by = |certificate: &X509Certificate<'_>, signer: &X509Certificate<'_>| {
-            certificate.issuer().as_raw() == signer.subject().as_raw()
-                && certificate.verify_signature(Some(signer.public_key())).is_ok()
-        };
         if !is_signed_by(&root, &root) {
             return Err(NotANewRoot::NotSelfSigned);
         }
@@ -74,6 +106,11 @@ impl NewRoot {
     }
 }
 
+fn is_signed_by(certificate: &X509Certificate<'_>, signer: &X509Certificate<'_>) -> bool {
+    certificate.issuer().as_raw() == signer.subject().as_raw()
+        && certificate.verify_signature(Some(signer.public_key())).is_ok()
+}
+
 /// Whether nothing in its certificate limits what a CA certifies.
 fn may_certify_any_ca(certificate: &X509Certificate<'_>) -> bool {
     let constraints = certificate.basic_constraints().ok().flatten().map(|it| it.value);
@@ -108,6 +145,11 @@ pub enum NotANewRoot {
     NotSignedByTheOld,
     #[error("the cross certificate is too long for a reply to a device")]
     TooLong,
-    #[error("the new root is not valid at {time}: it is valid from {not_before} to {not_after}")]
+    #[error(
+        "the new root is not valid at {}: it is valid from {} to {}",
+        rfc3339(time),
+        rfc3339(not_before),
+        rfc3339(not_after)
+    )]
     NotValid { time: OffsetDateTime, not_before: OffsetDateTime, not_after: OffsetDateTime },
 }

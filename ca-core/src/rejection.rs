@@ -6,6 +6,7 @@ use time::{Duration, OffsetDateTime};
 use crate::ek::anchors::{NoPath, Reason};
 use crate::groups::{Applicant, GroupName, Unadmitted};
 use crate::key::WeakKey;
+use crate::rfc3339;
 use crate::tpm::public::AreaError;
 use crate::tpm::template::AreaRefused;
 use crate::x509::Rule;
@@ -317,7 +318,11 @@ pub enum Fault {
     Crypto(&'static str),
     #[error("{field} is longer than the protocol allows: {limit}")]
     Oversize { field: &'static str, limit: Limit },
-    #[error("the issuing certificate is valid until {not_after}; the time is {now}")]
+    #[error(
+        "the issuing certificate is valid until {}; the time is {}",
+        rfc3339(not_after),
+        rfc3339(now)
+    )]
     IssuerExpired { not_after: OffsetDateTime, now: OffsetDateTime },
     #[error("the certificate library failed at {operation}: {reason}")]
     Certificate { operation: &'static str, reason: String },

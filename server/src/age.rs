@@ -1,5 +1,5 @@
-//! Encrypts a file to recipients, and opens it again, in the format of age (age-encryption.org/v1,
-//! C2SP), for X25519 keys alone.
+//! Encrypts a file to recipients or with a passphrase, and opens it again, in the format of age
+//! (age-encryption.org/v1, C2SP), for X25519 keys and scrypt.
 
 use std::fmt;
 use std::io::{self, BufRead, Read, Write};
@@ -13,6 +13,7 @@ use aws_lc_rs::hmac;
 use bech32::Hrp;
 use bech32::primitives::decode::CheckedHrpstring;
 use data_encoding::BASE64_NOPAD;
+use scrypt::{Params, scrypt};
 use zeroize::Zeroizing;
 
 use crate::random_bytes;
@@ -23,6 +24,13 @@ pub struct Recipient([u8; 32]);
 
 /// A private key, which opens what is encrypted to its recipient: `AGE-SECRET-KEY-1…`.
 pub struct Identity(Zeroizing<[u8; 32]>);
+
+impl Recipient {
+    /// The public key.
+    pub(crate) fn key(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
 
 impl FromStr for Recipient {
     type Err = anyhow::Error;
@@ -52,19 +60,105 @@ impl Identity {
         Ok(identities)
     }
 
+    /// A new one.
+    pub(crate) fn generate() -> Self {
+        Self(Zeroizing::new(random_bytes()))
+    }
+
+    /// Of this secret: see [`secret`](Self::secret).
+    pub(crate) fn of(secret: [u8; 32]) -> Self {
+        Self(Zeroizing::new(secret))
+    }
+
+    /// What there is to be kept secret.
+    pub(crate) fn secret(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Whom to encrypt to, so that this opens it.
+    ///
+    /// # Errors
+    /// It is no usable key.
+    pub(crate) fn recipient(&self) -> Result<Recipient> {
+        Ok(Recipient(public(&self.key()?)?))
+    }
+
     fn key(&self) -> Result<PrivateKey> {
         PrivateKey::from_private_key(&X25519, &*self.0).context("an unusable identity")
     }
+}
 
-    /// The file key of a stanza, if it is for this identity.
-    fn open(&self, share: &[u8; 32], wrapped: &[u8]) -> Result<Option<FileKey>> {
+/// What opens a file: the private key of a recipient, or a passphrase.
+pub trait Opens {
+    /// The file key of this stanza, if it is for whoever has this.
+    ///
+    /// # Errors
+    /// The stanza is damaged.
+    fn file_key(&self, stanza: &Stanza<'_>) -> Result<Option<FileKey>>;
+}
+
+/// Whom a file key is encrypted to: the arguments of a line of the header, and what follows it.
+pub struct Stanza<'a> {
+    arguments: &'a str,
+    body: &'a str,
+}
+
+impl Opens for Identity {
+    fn file_key(&self, stanza: &Stanza<'_>) -> Result<Option<FileKey>> {
+        let Some(share) = stanza.arguments.strip_prefix("X25519 ") else { return Ok(None) };
+        let (share, wrapped) = (decoded(share)?, decoded(stanza.body)?);
+        let share = share[..].try_into().context("a recipient is damaged")?;
         let key = self.key()?;
         let ours = public(&key)?;
-        let wrapping = wrapping_key(&key, share, share, &ours)?;
-        let mut file_key = Zeroizing::new(wrapped.to_vec());
-        let opened = wrapping.open_in_place(zero_nonce(), Aad::empty(), &mut file_key);
-        Ok(opened.ok().and_then(|opened| (&*opened).try_into().ok()).map(FileKey))
+        FileKey::unwrap(&wrapping_key(&key, share, share, &ours)?, wrapped)
     }
+}
+
+/// A passphrase, wiped when dropped.
+pub struct Passphrase(Zeroizing<String>);
+
+impl Passphrase {
+    /// The fewest characters.
+    pub const MIN: usize = 12;
+
+    /// The passphrase that this is.
+    ///
+    /// # Errors
+    /// It is too short.
+    pub fn new(text: Zeroizing<String>) -> Result<Self> {
+        ensure!(
+            text.chars().count() >= Self::MIN,
+            "a passphrase has {} characters at least; six words of a list, chosen by dice, are good",
+            Self::MIN
+        );
+        Ok(Self(text))
+    }
+
+    fn wrapping_key(&self, salt: &[u8; 16], log_n: u8) -> Result<LessSafeKey> {
+        let params = Params::new(log_n, 8, 1).context("an unusable work factor")?;
+        let salt = [&b"age-encryption.org/v1/scrypt"[..], salt].concat();
+        let mut key = Zeroizing::new([0; 32]);
+        scrypt(self.0.as_bytes(), &salt, &params, &mut *key).context("cannot derive a key")?;
+        chacha(&key)
+    }
+}
+
+impl Opens for Passphrase {
+    fn file_key(&self, stanza: &Stanza<'_>) -> Result<Option<FileKey>> {
+        let Some(arguments) = stanza.arguments.strip_prefix(SCRYPT) else { return Ok(None) };
+        let (salt, log_n) = arguments.split_once(' ').context("the header is damaged")?;
+        let salt = decoded(salt)?[..].try_into().context("the header is damaged")?;
+        let log_n: u8 = log_n.parse().context("the header is damaged")?;
+        // Whoever wrote the file chose how much memory and time this takes.
+        ensure!(log_n <= MAX_WORK, "the passphrase has a work factor of {log_n}, above {MAX_WORK}");
+        let file_key = FileKey::unwrap(&self.wrapping_key(&salt, log_n)?, decoded(stanza.body)?)?;
+        Ok(Some(file_key.context("the passphrase is not that of this file")?))
+    }
+}
+
+/// Whether a file begins like one that a passphrase opens.
+pub fn has_passphrase(file: &[u8]) -> bool {
+    file.starts_with(format!("{VERSION}\n-> {SCRYPT}").as_bytes())
 }
 
 impl fmt::Debug for Identity {
@@ -85,21 +179,31 @@ impl<W: Write> Encrypted<W> {
     ///
     /// # Errors
     /// It cannot be written, or a recipient is no point that a key can be agreed with.
-    pub fn new(mut to: W, recipients: &[Recipient]) -> Result<Self> {
+    pub fn new(to: W, recipients: &[Recipient]) -> Result<Self> {
         let file_key = FileKey(random_bytes());
-        let mut header = format!("{VERSION}\n");
+        let mut stanzas = String::new();
         for Recipient(theirs) in recipients {
             let ephemeral = PrivateKey::generate(&X25519).context("no random numbers")?;
             let share = public(&ephemeral)?;
-            let wrapping = wrapping_key(&ephemeral, theirs, &share, theirs)?;
-            let mut wrapped = file_key.0.to_vec();
-            wrapping
-                .seal_in_place_append_tag(zero_nonce(), Aad::empty(), &mut wrapped)
-                .context("cannot wrap the file key")?;
-            let (share, wrapped) = (BASE64_NOPAD.encode(&share), BASE64_NOPAD.encode(&wrapped));
-            header += &format!("-> X25519 {share}\n{wrapped}\n");
+            let wrapped = file_key.wrap(&wrapping_key(&ephemeral, theirs, &share, theirs)?)?;
+            stanzas += &format!("-> X25519 {}\n{wrapped}\n", BASE64_NOPAD.encode(&share));
         }
-        header += "---";
+        Self::begin(to, &file_key, &stanzas)
+    }
+
+    /// Begins a file that this passphrase opens.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn with_passphrase(to: W, passphrase: &Passphrase) -> Result<Self> {
+        let (file_key, salt) = (FileKey(random_bytes()), random_bytes());
+        let wrapped = file_key.wrap(&passphrase.wrapping_key(&salt, WORK)?)?;
+        let salt = BASE64_NOPAD.encode(&salt);
+        Self::begin(to, &file_key, &format!("-> {SCRYPT}{salt} {WORK}\n{wrapped}\n"))
+    }
+
+    fn begin(mut to: W, file_key: &FileKey, stanzas: &str) -> Result<Self> {
+        let header = format!("{VERSION}\n{stanzas}---");
         let mac = hmac::sign(&file_key.mac_key()?, header.as_bytes());
         writeln!(to, "{header} {}", BASE64_NOPAD.encode(mac.as_ref()))?;
         let nonce: [u8; 16] = random_bytes();
@@ -154,9 +258,9 @@ impl<R: BufRead> Decrypted<R> {
     /// Reads the header.
     ///
     /// # Errors
-    /// It is not for one of these identities, or it was altered.
-    pub fn new(mut from: R, identities: &[Identity]) -> Result<Self> {
-        let mut header = String::new();
+    /// None of these opens it, or it was altered.
+    pub fn new(mut from: R, keys: &[impl Opens]) -> Result<Self> {
+        let (mut header, mut stanzas) = (String::new(), 0);
         let mut line = |header: &mut String| -> Result<String> {
             let begin = header.len();
             let mut limited = from.by_ref().take(MAX_LINE);
@@ -166,7 +270,7 @@ impl<R: BufRead> Decrypted<R> {
             Ok(header[begin..].trim_end_matches('\n').to_owned())
         };
         ensure!(line(&mut header)? == VERSION, "this is not version 1 of age's format");
-        let mut file_key = None;
+        let (mut file_key, mut has_passphrase) = (None, false);
         let mac = loop {
             let before = header.len();
             let text = line(&mut header)?;
@@ -184,11 +288,14 @@ impl<R: BufRead> Decrypted<R> {
                     break;
                 }
             }
-            if let Some(share) = arguments.strip_prefix("X25519 ") {
-                let (share, wrapped) = (decoded(share)?, decoded(&body)?);
-                let share = share[..].try_into().context("a recipient is damaged")?;
-                for identity in identities {
-                    file_key = file_key.or(identity.open(&share, &wrapped)?);
+            stanzas += 1;
+            // Otherwise somebody could open it besides who knows the passphrase.
+            let is_alone = stanzas == 1 || !(arguments.starts_with(SCRYPT) || has_passphrase);
+            ensure!(is_alone, "a passphrase is not alone in the header");
+            has_passphrase |= arguments.starts_with(SCRYPT);
+            for key in keys {
+                if file_key.is_none() {
+                    file_key = key.file_key(&Stanza { arguments, body: &body })?;
                 }
             }
         };
@@ -230,9 +337,22 @@ impl<R: BufRead> Read for Decrypted<R> {
 }
 
 /// What encrypts a file; it is new for each.
-struct FileKey([u8; 16]);
+pub struct FileKey([u8; 16]);
 
 impl FileKey {
+    fn wrap(&self, key: &LessSafeKey) -> Result<String> {
+        let mut wrapped = self.0.to_vec();
+        key.seal_in_place_append_tag(zero_nonce(), Aad::empty(), &mut wrapped)
+            .context("cannot wrap the file key")?;
+        Ok(BASE64_NOPAD.encode(&wrapped))
+    }
+
+    fn unwrap(key: &LessSafeKey, wrapped: Vec<u8>) -> Result<Option<Self>> {
+        let mut file_key = Zeroizing::new(wrapped);
+        let opened = key.open_in_place(zero_nonce(), Aad::empty(), &mut file_key);
+        Ok(opened.ok().and_then(|opened| (&*opened).try_into().ok()).map(Self))
+    }
+
     fn mac_key(&self) -> Result<hmac::Key> {
         Ok(hmac::Key::new(hmac::HMAC_SHA256, &*derived(&[], &self.0, b"header")?))
     }
@@ -333,6 +453,11 @@ fn decoded(base64: &str) -> Result<Vec<u8>> {
 
 /// The first line of every such file.
 pub const VERSION: &str = "age-encryption.org/v1";
+const SCRYPT: &str = "scrypt ";
+/// The binary logarithm of scrypt's N: 256 MiB, and about a second (age takes the same).
+const WORK: u8 = 18;
+/// The most that a file may ask for: 4 GiB (age takes the same).
+const MAX_WORK: u8 = 22;
 const CHUNK: usize = 64 * 1024;
 const TAG: usize = 16;
 const MAX_LINE: u64 = 4096;
@@ -364,6 +489,43 @@ mod tests {
         let mut content = Vec::new();
         Decrypted::new(bytes, &[identity])?.read_to_end(&mut content)?;
         Ok(content)
+    }
+
+    fn passphrase(text: &str) -> Passphrase {
+        Passphrase::new(Zeroizing::new(text.to_owned())).unwrap()
+    }
+
+    #[test]
+    fn passphrase_opens_what_it_encrypted_and_no_other_does() {
+        let mut to =
+            Encrypted::with_passphrase(Vec::new(), &passphrase("correct horse battery")).unwrap();
+        to.write_all(b"a key").unwrap();
+        let file = to.finish().unwrap();
+        assert!(has_passphrase(&file) && !has_passphrase(&encrypted(&[], b"")));
+        let opened = |text: &str| {
+            let mut content = Vec::new();
+            Decrypted::new(&file[..], &[passphrase(text)])?.read_to_end(&mut content)?;
+            Ok::<_, anyhow::Error>(content)
+        };
+        assert_eq!(opened("correct horse battery").unwrap(), b"a key");
+        let refused = opened("correct horse batterz").unwrap_err().to_string();
+        assert!(refused.contains("the passphrase is not"), "{refused}");
+        assert!(Decrypted::new(&file[..], &[identity()]).is_err());
+        assert!(Passphrase::new(Zeroizing::new("short".into())).is_err());
+    }
+
+    #[test]
+    fn header_may_ask_for_no_more_memory_than_there_is_and_for_no_second_recipient() {
+        let refused = |header: &str| {
+            let error = Decrypted::new(header.as_bytes(), &[passphrase("correct horse battery")]);
+            error.err().map(|it| it.to_string()).unwrap_or_default()
+        };
+        let (salt, body) = (BASE64_NOPAD.encode(&[1; 16]), BASE64_NOPAD.encode(&[2; 32]));
+        let said = refused(&format!("{VERSION}\n-> scrypt {salt} 23\n{body}\n--- x\n"));
+        assert!(said.contains("work factor of 23"), "{said}");
+        let two = format!("{VERSION}\n-> X25519 {salt}\n{body}\n-> scrypt {salt} 10\n{body}\n");
+        let said = refused(&two);
+        assert!(said.contains("not alone"), "{said}");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use assay_ca_core::{
-    ConfigurationSigner, Fault, Issuer, Issuers, MasterSecret, Overlapping, Profile, Revoked,
-    TicketKey,
+    ConfigurationSigner, Fault, Flaws, Issuer, Issuers, MasterSecret, Overlapping, Profile,
+    Revoked, TicketKey,
 };
 use assay_store::{RevokedCertificates, Store, StoreError};
 use assay_wire::{CertificateDer, KeyId, Scope};
@@ -31,6 +31,8 @@ pub struct Ca {
     /// Signs documents for devices. `None` if the worker's key or certificate cannot be used for
     /// that.
     pub documents: Option<ConfigurationSigner>,
+    /// Firmware with known flaws.
+    pub flaws: Flaws,
     /// The operator's own service, which is asked about each device, if there is one.
     pub hook: Option<Hook>,
 }

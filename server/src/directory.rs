@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use assay_ca_core::{
-    Authority, ConfigurationSigner, Groups, Issuer, Issuers, IssuersError, KeyAndCertificate,
-    LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
+    Authority, ConfigurationSigner, FirstRoot, Flaws, Groups, Issuer, IssuerError, Issuers,
+    IssuersError, KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Overlapping, Profile, TicketKey,
+    issuing_request, new_ca_key, service_request,
 };
-use assay_pkcs11::Tokens;
+use assay_pkcs11::{Tokens, parse_uris};
 use assay_wire::{DeviceId, Flow, Rights, Scope};
 use ipnet::IpNet;
+use rcgen::KeyPair;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -28,6 +30,7 @@ use crate::backup_file::is_plain;
 use crate::ca::Ca;
 use crate::dated;
 use crate::expiry::ends_of;
+use crate::flaws;
 use crate::hook::Hook;
 use crate::issuing_files::{self, Files, IssuingName, PENDING, URIS};
 use crate::issuing_keys::{KeptKey, MadeIssuing, TokenPlace};
@@ -120,11 +123,38 @@ impl Directory {
         server_names: &[String],
         issuing_key: Option<TokenPlace>,
     ) -> Result<()> {
-        for name in server_names {
-            ServerName::try_from(name.as_str())
-                .with_context(|| format!("{name:?} is not a server name"))?;
-        }
+        check_server_names(server_names)?;
         empty_directory(path, |new, settings| new.fill(name, server_names, issuing_key, settings))
+    }
+
+    /// Begins a CA whose root is on another machine: makes the keys of the issuing CA and of the
+    /// service CA, and returns the requests for their certificates, in PEM. The CA is opened by
+    /// nobody before [`finish`](Self::finish).
+    ///
+    /// # Errors
+    /// As for [`create_with`](Self::create_with).
+    pub fn begin(
+        path: &Path,
+        name: &str,
+        root: &FirstRoot,
+        issuing_key: Option<TokenPlace>,
+    ) -> Result<String> {
+        empty_directory(path, |new, settings| new.begin(name, root, issuing_key, &settings))
+    }
+
+    /// Finishes a CA that was begun, with the certificates that its root made for the requests. It
+    /// may be cut short at any point, and run again.
+    ///
+    /// # Errors
+    /// No CA was begun there, the certificates are for other keys, of another root, or for
+    /// something else than was asked for, or the files cannot be written.
+    pub fn finish(
+        path: &Path,
+        certificates: &[CertificateDer<'static>],
+        server_names: &[String],
+    ) -> Result<()> {
+        check_server_names(server_names)?;
+        begun_directory(path, |new| new.finish_with(certificates, server_names))
     }
 
     /// The name of the settings.
@@ -186,7 +216,7 @@ impl Directory {
         let names = names.chain(in_token.into_iter().map(IssuingName::uris));
         let mut names: Vec<_> = names.chain(with_key.into_iter().map(IssuingName::key)).collect();
         for stem in DATED {
-            for kind in [".key", ".cross.pem", ".pem"] {
+            for kind in [".key", ".key.age", ".pkcs11", ".cross.pem", ".pem"] {
                 let dated = self.dated(stem, kind)?.into_iter().flatten();
                 names.extend(dated.map(|from| dated::name(stem, Some(from)) + kind));
             }
@@ -322,8 +352,8 @@ impl Directory {
         match root_key {
             Some(file) => bail!("{} is not the key of a root of this directory", file.display()),
             None => bail!(
-                "no root's key is in {}; say --root-key FILE, or use `assay issuing csr` for an \
-                 issuing CA if the key is on another machine",
+                "no root's key is in {} in clear; say --root-key FILE, or use `assay issuing csr` \
+                 here and `assay root sign` where the key is",
                 self.path.display()
             ),
         }
@@ -366,6 +396,12 @@ impl Directory {
     pub fn open(path: &Path) -> Result<Self> {
         let config = Config::read(path)?;
         let shown = path.display();
+        ensure!(
+            !path.join(REQUESTS).exists(),
+            "the CA in {shown} waits for the certificates of its requests, {REQUESTS}: `assay root \
+             sign` makes them where the root is, and `assay init {shown} --certificates FILE` \
+             takes them"
+        );
         ensure!(
             path.join(ROOT).exists(),
             "{shown} holds no CA yet, only its settings; run `assay init {shown}`"
@@ -476,8 +512,25 @@ impl Directory {
             documents: self.credentials("worker").ok().and_then(|worker| {
                 ConfigurationSigner::new(&worker.chain, worker.key.secret_der()).ok()
             }),
+            flaws: self.flaws()?,
             hook: self.hook()?,
         })
+    }
+
+    /// Firmware with known flaws: what this version knows, and what the file `flaws.toml` says.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn flaws(&self) -> Result<Flaws> {
+        let file = self.path.join(FLAWS);
+        let more = match fs::read_to_string(&file) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", file.display()));
+            }
+        };
+        flaws::read(more.as_deref()).with_context(|| file.display().to_string())
     }
 
     /// The service that `assay.toml` names, if it names one.
@@ -521,20 +574,30 @@ impl Directory {
         issuer.under(&self.pinned()?).with_context(|| format!("{name}.pem and {ROOT}"))
     }
 
-    /// Files with secrets that every user of this machine can read.
+    /// Files with secrets that every user of this machine can read: the CA's own, and those with
+    /// the PINs of tokens.
     pub fn exposed(&self) -> Vec<PathBuf> {
         let mode =
             |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
         // Nobody can read files in a directory that they may not search.
-        if mode(&self.path) & 0o001 == 0 {
-            return Vec::new();
-        }
+        let is_open = |file: &PathBuf| {
+            mode(file) & 0o004 != 0 && file.parent().is_none_or(|above| mode(above) & 0o001 != 0)
+        };
         // If it cannot be read, whoever wants the keys says so.
         let own = self.own_files().unwrap_or_default().into_iter();
         let secrets = own.filter(|name| !is_public(name));
         let names = secrets.chain(DATABASES.into_iter().map(str::to_owned));
         let files = names.map(|name| self.path.join(name));
-        files.filter(|file| mode(file) & 0o004 != 0).collect()
+        files.chain(self.pin_files()).filter(is_open).collect()
+    }
+
+    /// The files with the PINs of the tokens in which keys of this CA are.
+    fn pin_files(&self) -> Vec<PathBuf> {
+        let named = issuing_files::in_token(&self.path).unwrap_or_default();
+        let read = |name: IssuingName| self.read(&name.uris()).ok();
+        let uris = named.into_iter().filter_map(read).filter_map(|it| parse_uris(&it).ok());
+        let files = uris.flatten().filter_map(|uri| uri.pin_file().map(Path::to_owned));
+        files.collect()
     }
 
     /// The secret of this kind, and the one beside it if there is one.
@@ -771,7 +834,8 @@ fn has_ended(pem: &str, now: OffsetDateTime) -> bool {
 
 /// Whether everybody may read a file of this name.
 fn is_public(name: &str) -> bool {
-    name == CONFIG || [".pem", ".csr", URIS].iter().any(|kind| name.ends_with(kind))
+    [CONFIG, FLAWS].contains(&name)
+        || [".pem", ".csr", URIS].iter().any(|kind| name.ends_with(kind))
 }
 
 /// The settings that somebody has put into a directory in which a CA is to be made; `shown` is its
@@ -794,6 +858,14 @@ fn settings_in(directory: &Path, shown: &Path) -> Result<Option<Config>> {
             "{shown} is not empty. Empty it (assay.toml may stay), or choose another directory"
         ),
     }
+}
+
+fn check_server_names(names: &[String]) -> Result<()> {
+    for name in names {
+        ServerName::try_from(name.as_str())
+            .with_context(|| format!("{name:?} is not a server name"))?;
+    }
+    Ok(())
 }
 
 /// Has `work` make a CA in a directory that is empty, or holds only an `assay.toml`, and is made if
@@ -821,6 +893,21 @@ pub(crate) fn empty_directory<T>(
             path.display()
         )),
     })
+}
+
+/// Has `work` finish a CA that was begun in a directory.
+fn begun_directory<T>(path: &Path, work: impl FnOnce(&NewFiles<'_>) -> Result<T>) -> Result<T> {
+    let shown = path.display();
+    let held = File::open(path).with_context(|| format!("cannot open {shown}"))?;
+    ensure!(held.try_lock().is_ok(), "another command makes a CA in {shown}");
+    let directory = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    ensure!(
+        directory.join(REQUESTS).exists(),
+        "no CA waits for certificates in {shown}; `assay init {shown} --root ROOT.pem` begins one"
+    );
+    let new = NewFiles::of(&directory)?;
+    new.check_owner(path)?;
+    work(&new)
 }
 
 /// Whether there is anything of a CA but its settings.
@@ -878,30 +965,30 @@ impl NewFiles<'_> {
             })?,
         };
         let service = root.service(name, now, rng)?;
-        let service_pem = service.to_pem();
-
-        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-        names.extend_from_slice(server_names);
-        names.extend(settings.iter().flat_map(Config::listener_names));
-        let server = service
-            .server(&names, LEAF_LIFETIME, now, rng)
-            .with_context(|| format!("broker certificate for {names:?}"))?;
-        let worker = service.worker(LEAF_LIFETIME, now, rng)?;
-        let operator = service.operator(LEAF_LIFETIME, now, rng)?;
-        let own = [
-            ("server", IdentityRole::Broker, server),
-            ("worker", IdentityRole::Worker, worker),
-            ("operator", IdentityRole::Operator, operator),
-        ];
+        let own = own_identities(&service, server_names, settings.as_ref(), now)?;
 
         self.write_pair("root", &root.to_pem(), "")?;
         let first = IssuingName::FIRST;
         self.write(&first.certificate(), issuing.certificate.as_bytes(), PUBLIC)?;
         self.write(&issuing.kept.file(&first.to_string()), &issuing.kept.content(), SECRET)?;
-        self.write_pair(SERVICE, &service_pem, "")?;
+        self.write_pair(SERVICE, &service.to_pem(), "")?;
+        if settings.is_none() {
+            self.write(CONFIG, CONFIG_TEXT.as_bytes(), PUBLIC)?;
+        }
+        self.fill_besides(&service, &own, now)
+    }
+
+    /// Writes what a CA has besides the certificates and keys of its CAs.
+    fn fill_besides(
+        &self,
+        service: &Authority,
+        own: &[OwnIdentity; 3],
+        now: OffsetDateTime,
+    ) -> Result<()> {
+        let (service, rng) = (service.certificate(), &mut random());
         let mut identities = Vec::new();
-        for (holder, role, pair) in &own {
-            self.write_pair(holder, pair, &service_pem.certificate)?;
+        for (holder, role, pair) in own {
+            self.write_pair(holder, pair, service)?;
             let (name, certificate) = ((*holder).to_owned(), certificate_of(pair)?);
             identities.push(NewIdentity {
                 name,
@@ -912,10 +999,92 @@ impl NewFiles<'_> {
         }
         self.write(TICKET_KEY, TicketKey::generate(rng).secret(), SECRET)?;
         self.write(MASTER_SECRET, MasterSecret::generate(rng).secret(), SECRET)?;
+        self.write_database(&identities, now)?;
+        Ok(File::open(self.directory)?.sync_all()?)
+    }
+
+    fn begin(
+        &self,
+        name: &str,
+        root: &FirstRoot,
+        issuing_key: Option<TokenPlace>,
+        settings: &Option<Config>,
+    ) -> Result<String> {
+        let now = OffsetDateTime::now_utc();
+        let mut tokens = Tokens::default();
+        // First, because a token may fail: then nothing is made yet.
+        let (issuing, issuing_request) = match issuing_key {
+            None => {
+                let pem = new_ca_key()?;
+                let key = KeyPair::from_pem(&pem)?;
+                (KeptKey::Pem(pem), issuing_request(&format!("{name} Issuing CA"), &key)?)
+            }
+            Some(place) => {
+                let (uri, public) = place.take("issuing", &mut tokens, now)?;
+                let uris = vec![uri];
+                let key = tokens.key(&uris, public);
+                let request = issuing_request(&format!("{name} Issuing CA"), &key);
+                (KeptKey::Token(uris), request.context("the token did not sign the request")?)
+            }
+        };
+        let service = new_ca_key()?;
+        let service_request =
+            service_request(&format!("{name} Service CA"), &KeyPair::from_pem(&service)?)?;
+        let requests = issuing_request + &service_request;
+
+        self.write(ROOT, pem_of("CERTIFICATE", root.certificate()).as_bytes(), PUBLIC)?;
+        self.write(&issuing.file(&IssuingName::FIRST.to_string()), &issuing.content(), SECRET)?;
+        self.write(&format!("{SERVICE}.key"), service.as_bytes(), SECRET)?;
         if settings.is_none() {
             self.write(CONFIG, CONFIG_TEXT.as_bytes(), PUBLIC)?;
         }
-        self.write_database(&identities, now)?;
+        // Last: it says that the CA was begun.
+        self.write(REQUESTS, requests.as_bytes(), PUBLIC)?;
+        File::open(self.directory)?.sync_all()?;
+        Ok(requests)
+    }
+
+    fn finish_with(
+        &self,
+        certificates: &[CertificateDer<'static>],
+        server_names: &[String],
+    ) -> Result<()> {
+        let now = OffsetDateTime::now_utc();
+        if !self.directory.join(DATABASE).exists() {
+            let config = Config::read(self.directory)?;
+            let files = Files::open(self.directory)?;
+            let root = CertificateDer::from_pem_file(self.directory.join(ROOT))?;
+            let roots = [root];
+            let first = IssuingName::FIRST;
+            let kept = KeptKey::read(&files, &first.to_string())?;
+            let kept = kept.with_context(|| format!("{} is missing", first.key()))?;
+            let issuing = certificate_for(certificates, "the issuing CA", |der| {
+                kept.checked_issuer(der, &mut Tokens::default())
+            })?;
+            let lifetime = config.profile.validity();
+            let checked = kept.checked_issuer(issuing, &mut Tokens::default())?.under(&roots)?;
+            _ = checked.valid_at(now)?.fit_to_issue(lifetime, now)?;
+            let key = files.read(&format!("{SERVICE}.key"))?;
+            let key = key.with_context(|| format!("{SERVICE}.key is missing"))?;
+            let as_issuer =
+                |der: &CertificateDer<'_>| Ok(Issuer::from_pem(&pem_of("CERTIFICATE", der), &key)?);
+            let service_der = certificate_for(certificates, "the service CA", as_issuer)?;
+            _ = as_issuer(service_der)?.under(&roots)?.valid_at(now)?.fit_to_serve()?;
+            let service = Authority::from_pem(&pem_of("CERTIFICATE", service_der), &key)?;
+            let own = own_identities(&service, server_names, Some(&config), now)?;
+
+            // Of an attempt that was cut short.
+            for name in MADE_LAST.map(str::to_owned).into_iter().chain([first.certificate()]) {
+                files.remove(&name)?;
+            }
+            let issuing = pem_of("CERTIFICATE", issuing);
+            self.write(&first.certificate(), issuing.as_bytes(), PUBLIC)?;
+            let name = format!("{SERVICE}.pem");
+            self.write(&name, service.certificate().as_bytes(), PUBLIC)?;
+            self.fill_besides(&service, &own, now)?;
+        }
+        // With it goes what says that the CA waits.
+        fs::remove_file(self.directory.join(REQUESTS))?;
         Ok(File::open(self.directory)?.sync_all()?)
     }
 
@@ -949,6 +1118,47 @@ impl NewFiles<'_> {
         database.map_or(Ok(()), |made| self.put_database(made))?;
         Ok(File::open(self.directory)?.sync_all()?)
     }
+}
+
+/// What a CA's own files hold of an identity: name, role, certificate and key.
+type OwnIdentity = (&'static str, IdentityRole, KeyAndCertificate);
+
+/// The broker, the worker and the operator of a new CA.
+fn own_identities(
+    service: &Authority,
+    server_names: &[String],
+    settings: Option<&Config>,
+    now: OffsetDateTime,
+) -> Result<[OwnIdentity; 3]> {
+    let rng = &mut random();
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    names.extend_from_slice(server_names);
+    names.extend(settings.into_iter().flat_map(Config::listener_names));
+    let server = service
+        .server(&names, LEAF_LIFETIME, now, rng)
+        .with_context(|| format!("broker certificate for {names:?}"))?;
+    let worker = service.worker(LEAF_LIFETIME, now, rng)?;
+    let operator = service.operator(LEAF_LIFETIME, now, rng)?;
+    Ok([
+        ("server", IdentityRole::Broker, server),
+        ("worker", IdentityRole::Worker, worker),
+        ("operator", IdentityRole::Operator, operator),
+    ])
+}
+
+/// The certificate among these that is for a CA's key.
+fn certificate_for<'a>(
+    certificates: &'a [CertificateDer<'static>],
+    whose: &str,
+    fits: impl Fn(&CertificateDer<'static>) -> Result<Issuer>,
+) -> Result<&'a CertificateDer<'static>> {
+    for certificate in certificates {
+        match fits(certificate) {
+            Err(error) if error.downcast_ref() == Some(&IssuerError::KeyMismatch) => {}
+            fits => return fits.map(|_| certificate),
+        }
+    }
+    bail!("no certificate is for the key of {whose}; have {REQUESTS} signed, and bring all of it")
 }
 
 impl Config {
@@ -1185,7 +1395,11 @@ impl Default for RawSharedKeys {
 }
 
 const CONFIG: &str = "assay.toml";
+/// Firmware with known flaws that the operator knows of.
+const FLAWS: &str = "flaws.toml";
 const ROOT: &str = "root.pem";
+/// The requests of a CA that waits for its certificates.
+const REQUESTS: &str = "init.csr";
 /// The CA of brokers, workers, operators and backends.
 const SERVICE: &str = "service";
 /// What has files with a date, besides the issuing CAs.
@@ -1197,12 +1411,17 @@ const MASTER_SECRET: &str = "master.key";
 /// The length of a shared secret.
 const SECRET_LEN: usize = 32;
 /// What a CA consists of, besides its database and its issuing CAs.
-const FILES: [&str; 13] = [
+const FILES: [&str; 18] = [
     CONFIG,
+    FLAWS,
     ROOT,
     "root.key",
+    "root.key.age",
+    "root.pkcs11",
     "service.pem",
     "service.key",
+    "service-next.key",
+    "service-next.csr",
     "server.pem",
     "server.key",
     "worker.pem",
@@ -1211,6 +1430,19 @@ const FILES: [&str; 13] = [
     "operator.key",
     TICKET_KEY,
     MASTER_SECRET,
+];
+/// What a CA gets last whose root is elsewhere, besides its issuing CA's certificate.
+const MADE_LAST: [&str; 10] = [
+    "service.pem",
+    "server.pem",
+    "server.key",
+    "worker.pem",
+    "worker.key",
+    "operator.pem",
+    "operator.key",
+    TICKET_KEY,
+    MASTER_SECRET,
+    NEW_DATABASE,
 ];
 /// The database, with what is beside it.
 const DATABASES: [&str; 7] = [

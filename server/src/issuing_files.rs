@@ -160,14 +160,29 @@ impl Files {
 
     /// Writes a file that does not exist yet.
     pub(crate) fn put(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
+        self.write_new(name, content, mode)
+            .and_then(|new| self.rename(&new, name))
+            .with_context(|| format!("cannot write {name}"))
+    }
+
+    /// Writes a file in the place of the one that has this name, if there is one.
+    pub(crate) fn replace(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
+        let replace = |new: String| -> Result<()> {
+            fs::rename(self.path.join(new), self.path.join(name))?;
+            Ok(self.held.sync_all()?)
+        };
+        self.write_new(name, content, mode)
+            .and_then(replace)
+            .with_context(|| format!("cannot write {name}"))
+    }
+
+    /// Returns the name that the file has until it is whole.
+    fn write_new(&self, name: &str, content: &[u8], mode: u32) -> Result<String> {
         // No file of a CA has a name that begins with a dot.
         let new = format!(".{name}.new");
         self.remove(&new)?;
-        let written = NewFiles::of(&self.path).map_err(Into::into);
-        written
-            .and_then(|files| files.write(&new, content, mode))
-            .and_then(|()| self.rename(&new, name))
-            .with_context(|| format!("cannot write {name}"))
+        NewFiles::of(&self.path)?.write(&new, content, mode)?;
+        Ok(new)
     }
 
     /// Gives a file another name, which no file has.

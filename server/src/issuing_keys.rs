@@ -101,7 +101,7 @@ impl KeptKey {
     }
 }
 
-/// A token, and what the URI says besides: the key of an issuing CA, or nothing, for one that is to
+/// A token, and what the URI says besides: the key of a CA, or nothing, for one that is to
 /// be made.
 pub struct TokenPlace {
     /// Where it is.
@@ -111,11 +111,16 @@ pub struct TokenPlace {
 }
 
 impl TokenPlace {
-    /// The key that is there, or a new one: where it is, and its public half.
+    /// The key that is there, or a new one for a CA of this kind: where it is, and its public half.
     ///
     /// # Errors
     /// The token failed, or has no such key or no room.
-    pub(crate) fn take(self, tokens: &mut Tokens, now: OffsetDateTime) -> Result<(Uri, PublicKey)> {
+    pub(crate) fn take(
+        self,
+        ca: &str,
+        tokens: &mut Tokens,
+        now: OffsetDateTime,
+    ) -> Result<(Uri, PublicKey)> {
         let Self { uri, kind } = self;
         if uri.key().is_some() {
             let public = tokens.find(&uri).with_context(|| {
@@ -124,7 +129,7 @@ impl TokenPlace {
             return Ok((uri, public));
         }
         let name = KeySelector {
-            object: Some(format!("assay-issuing-{}", rfc3339::seconds(now.unix_timestamp()))),
+            object: Some(format!("assay-{ca}-{}", rfc3339::seconds(now.unix_timestamp()))),
             id: Some(random_bytes::<16>().to_vec()),
         };
         let shown = uri.to_string();
@@ -158,7 +163,7 @@ impl MadeIssuing {
         certify: impl FnOnce(&PublicKey) -> Result<String>,
     ) -> Result<Self> {
         let mut tokens = Tokens::default();
-        let (uri, public) = place.take(&mut tokens, now)?;
+        let (uri, public) = place.take("issuing", &mut tokens, now)?;
         let certificate = certify(&public)?;
         let uris = vec![uri];
         let signed = tokens.key(&uris, public).sign_in(0, b"a key that was made");

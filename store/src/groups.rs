@@ -35,6 +35,10 @@ impl Columns {
                 MANUFACTURERS => conditions.manufacturers = list(value)?,
                 MODELS => conditions.models = list(value)?,
                 FIRMWARE => conditions.firmware = Some(parsed(value)?),
+                FLAWED => {
+                    let flawed = value.as_bool().ok_or_else(|| unreadable(value))?;
+                    conditions.flawed = Some(flawed);
+                }
                 ENROLLED => {
                     let enrolled = value.as_bool().ok_or_else(|| unreadable(value))?;
                     conditions.enrolled = Some(enrolled);
@@ -76,7 +80,7 @@ pub(crate) fn read(rows: &[Columns]) -> Result<Groups, StoreError> {
 
 /// Whatever differs from a group without conditions and terms.
 fn rule(Group { conditions, terms, .. }: &Group) -> Value {
-    let Conditions { issuers, manufacturers, models, firmware, enrolled, eks } = conditions;
+    let Conditions { issuers, manufacturers, models, firmware, flawed, enrolled, eks } = conditions;
     let Terms { flows, not_before, not_after, quota, ik_kinds, lifetime, names } = terms;
     let mut rule = Map::new();
     let mut put = |key: &str, value: Option<Value>| {
@@ -88,6 +92,7 @@ fn rule(Group { conditions, terms, .. }: &Group) -> Value {
     put(MANUFACTURERS, texts(manufacturers));
     put(MODELS, texts(models));
     put(FIRMWARE, firmware.map(|least| json!(least.to_string())));
+    put(FLAWED, flawed.map(|flawed| json!(flawed)));
     put(ENROLLED, enrolled.map(|enrolled| json!(enrolled)));
     put(EKS, texts(eks));
     put(FLOWS, texts(flows));
@@ -126,6 +131,7 @@ const ISSUERS: &str = "issuers";
 const MANUFACTURERS: &str = "manufacturers";
 const MODELS: &str = "models";
 const FIRMWARE: &str = "firmware";
+const FLAWED: &str = "flawed";
 const ENROLLED: &str = "enrolled";
 const EKS: &str = "eks";
 const FLOWS: &str = "flows";
@@ -159,6 +165,7 @@ mod tests {
                 manufacturers: vec!["id:494E5443".parse().unwrap()],
                 models: vec!["SLB \"9670\"".to_owned()],
                 firmware: Some("id:00070055".parse().unwrap()),
+                flawed: Some(true),
                 enrolled: Some(false),
                 eks: vec!["0123".parse().unwrap()],
             },

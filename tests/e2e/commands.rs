@@ -112,12 +112,30 @@ fn a_half_made_ca_is_never_opened() -> Result<()> {
         Ok(())
     };
     // `init` makes the database in TMPDIR, and moves it to its place last of all.
-    fails(init()?.env("TMPDIR", "/nowhere"), "half made")?;
+    let advice = "is half made; empty it (assay.toml may stay) and try again";
+    fails(init()?.env("TMPDIR", "/nowhere"), advice)?;
     ensure!(place.path().join("issuing.key").exists() && !place.path().join("assay.db").exists());
     for command in ["serve", "devices", "crl"] {
         fails(Command::new(&assay).arg("--dir").arg(place.path()).arg(command), "half made")?;
     }
     fails(&mut init()?, "not empty")
+}
+
+#[test]
+fn keys_are_tried_once_at_least_and_one_that_is_broken_is_named() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let refused = dir.assay(&["keys", "test", "--times", "0"])?.output()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.status.code() == Some(2) && said.contains("1..=65535"), "{said}");
+    fs::write(dir.path().join("issuing.key"), "no key")?;
+    let output = dir.assay(&["keys", "test", "--times", "1"])?.output()?;
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success() && said.contains("issuing: it is not PKCS #8"), "{said}");
+    ensure!(said.contains("1 of these keys do not work"), "{said}");
+    ensure!(table.lines().all(|line| line.len() < 80), "{table}");
+    ensure!(table.matches("BROKEN").count() == 1, "{table}");
+    Ok(())
 }
 
 #[test]

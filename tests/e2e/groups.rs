@@ -86,6 +86,41 @@ fn enrolled_device_that_leaves_its_certificate_out_is_refused_by_what_it_said_be
 }
 
 #[test]
+fn tpms_that_were_made_with_flawed_firmware_are_marked_and_refused() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 1)?;
+    let known = String::from_utf8(lab.assay(&["group", "flaws", "--json"])?.stdout)?;
+    ensure!(known.contains("ROCA") && known.contains("TPM-FAIL"), "{known}");
+    let device = Device::new(&tpms[0])?;
+    lab.assay(&["group", "add", "flawed", "--flawed", "--refuse", "--position", "1"])?;
+    lab.provision(&device, &[])?;
+    let file = tpms[0].work_dir().join("ek.der");
+    fs::write(&file, tpms[0].ek_certificate(EkKind::P256)?)?;
+    lab.assay(&["enroll", "add", file.to_str().context("a path")?])?;
+    let ek = ek_of(&tpms[0])?;
+    let show = || -> Result<Value> {
+        Ok(serde_json::from_slice(&lab.assay(&["enroll", "show", &ek])?.stdout)?)
+    };
+    let tpm = show()?["tpm"].clone();
+    ensure!(tpm["flaws"].as_array().is_some_and(Vec::is_empty), "{tpm}");
+
+    // The operator hears of a flaw.
+    let firmware = tpm["firmware"].as_str().and_then(|text| text.strip_prefix("id:"));
+    let [major, minor] = [0, 4]
+        .map(|at| firmware.and_then(|digits| u16::from_str_radix(&digits[at..at + 4], 16).ok()));
+    let (major, minor) = major.zip(minor).context("two numbers")?;
+    let flaw = format!(
+        "[[flaw]]\nname = \"own\"\nsource = \"a letter\"\nmanufacturer = {}\nfirmware = \
+         [\"{major}.{minor}\"]\n",
+        tpm["manufacturer"]
+    );
+    fs::write(lab.dir.path().join("flaws.toml"), flaw)?;
+    lab.reload()?;
+    ensure!(show()?["tpm"]["flaws"][0] == "own", "{}", show()?);
+    lab.refused(&Device::new(&tpms[0])?, &[], "group flawed refuses it")
+}
+
+#[test]
 fn a_group_says_which_flows_and_until_when() -> Result<()> {
     let lab = Lab::open()?;
     let tpms = trusted_vendor()?.devices(EkKind::P256, 2)?;
@@ -95,7 +130,11 @@ fn a_group_says_which_flows_and_until_when() -> Result<()> {
     lab.refused(&device, &["--flow", "ticket"], "flow-not-offered")?;
     lab.provision(&device, &["--flow", "sealed"])?;
     lab.assay(&["group", "update", "bench", "--without", "flow", "--not-after", "2020-01-01"])?;
-    lab.refused(&Device::new(&tpms[1])?, &[], "group bench admitted devices until 2020-01-01")?;
+    lab.refused(
+        &Device::new(&tpms[1])?,
+        &[],
+        "group bench admitted devices until 2020-01-01T00:00:00Z",
+    )?;
     lab.assay(&["group", "update", "bench", "--without", "not-after"])?;
     lab.provision(&Device::new(&tpms[1])?, &[]).map(drop)
 }
@@ -260,6 +299,17 @@ fn trusting_a_vendor_with_admit_twice_makes_one_group() -> Result<()> {
     let made = groups(&dir)?;
     let answers: Vec<_> = made.iter().map(|group| group["answer"].clone()).collect();
     ensure!(answers == ["admit", "admit", "ask"], "{made:?}");
+    // People are shown who is meant, and programs the key.
+    let vendors = |group: &&Value| group["issuers"].as_array().is_some_and(|it| !it.is_empty());
+    let made = made.iter().find(vendors).context("a group of a vendor")?;
+    let (key, name) = (made["issuers"][0].as_str(), made["name"].as_str());
+    let (key, name) = (key.context("a key")?, name.context("a name")?);
+    for command in [&["group", "list"][..], &["group", "show", name]] {
+        let said = String::from_utf8(run(&mut dir.assay(command)?)?.stdout)?;
+        let short =
+            said.contains("CN=Test TPM Vendor") && said.contains(&format!("({}", &key[..8]));
+        ensure!(short && !said.contains(key), "{said}");
+    }
     Ok(())
 }
 

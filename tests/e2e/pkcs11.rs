@@ -3,7 +3,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -281,6 +282,71 @@ fn pkcs11_request_is_certified_elsewhere_and_installed() -> Result<()> {
     let said = it.fails(&["issuing", "install", &other, "--key", first.trim()])?;
     ensure!(said.contains("for the key that the URI names"), "{said}");
     Ok(())
+}
+
+/// What a kill at each step of it leaves behind.
+#[test]
+fn pkcs11_installation_that_was_cut_short_is_finished_by_the_same_command() -> Result<()> {
+    let it = TokenLab::open()?;
+    let elsewhere = Elsewhere::take_root(&it.lab.dir)?;
+    let [key, request] = ["own.key", "own.csr"].map(|name| elsewhere.place.path().join(name));
+    let mut make = tool("openssl")?;
+    make.args(["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+    run(make.args(["-subj", "/CN=Own Issuing CA", "-keyout"]).arg(&key).arg("-out").arg(&request))?;
+    it.hsm.import("assay", "own", &key)?;
+    let certificate = elsewhere.certify(&request, EXTENSIONS, &[])?;
+    let certificate = certificate.to_str().context("a path")?;
+    let uri = it.hsm.uri("assay", Some("own"));
+    let files = || -> Result<Vec<String>> {
+        let names = fs::read_dir(it.lab.dir.path())?.map(|it| Ok(it?.file_name().into_string()));
+        let names = names.collect::<Result<Vec<_>>>()?.into_iter().flatten();
+        Ok(names.filter(|it| it.starts_with("issuing-")).collect())
+    };
+    // At another time, whose name the file with the URI has to get, and at the same one.
+    for from in ["2028-01-01", "2028-02-01", "2028-02-01"] {
+        it.assay(&["issuing", "install", certificate, "--key", &uri, "--from", from])?;
+        let mut made = files()?;
+        made.sort();
+        let stamp = from.replace('-', "");
+        let due = [".pem", ".pkcs11"].map(|kind| format!("issuing-{stamp}T000000Z{kind}"));
+        ensure!(made == due, "{made:?}");
+        fs::remove_file(it.lab.dir.path().join(&due[0]))?;
+        fs::write(it.lab.dir.path().join(format!(".{}.new", due[0])), "-----BEGIN CERT")?;
+    }
+    let said = it.assay(&["issuing", "list"])?;
+    ensure!(said.contains("unfinished"), "{said}");
+    it.assay(&["issuing", "install", certificate, "--key", &uri, "--from", "2028-02-01"])?;
+    it.lab.reload()
+}
+
+#[test]
+fn pkcs11_pin_that_everybody_can_read_is_told_of_at_each_start() -> Result<()> {
+    let it = TokenLab::open()?;
+    let (file, mode) = (it.hsm.pin_file(), |mode| fs::Permissions::from_mode(mode));
+    let above = file.parent().context("a directory")?;
+    let warned = |above_mode, file_mode| -> Result<bool> {
+        fs::set_permissions(above, mode(above_mode))?;
+        fs::set_permissions(&file, mode(file_mode))?;
+        warns_of_the_pin(&it)
+    };
+    ensure!(!warned(0o700, 0o644)?, "nobody else may search the directory");
+    ensure!(warned(0o755, 0o644)?);
+    ensure!(!warned(0o755, 0o600)?);
+    Ok(())
+}
+
+/// Whether a service that starts warns that everybody can read the PIN.
+fn warns_of_the_pin(it: &TokenLab) -> Result<bool> {
+    let listeners = ["--bootstrap", "127.0.0.1:0", "--operational", "127.0.0.1:0"];
+    let mut serve = it.lab.dir.assay(&[&["serve"][..], &listeners].concat())?;
+    serve.envs(it.hsm.environment()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut serve = serve.spawn()?;
+    let mut line = String::new();
+    BufReader::new(serve.stdout.take().context("a pipe")?).read_line(&mut line)?;
+    serve.kill()?;
+    let said = String::from_utf8_lossy(&serve.wait_with_output()?.stderr).into_owned();
+    let pin = it.hsm.pin_file().display().to_string();
+    Ok(said.contains("every user of this machine can read a secret") && said.contains(&pin))
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::fs;
 
 use anyhow::{Result, bail, ensure};
 use assay_ca_core::{
-    Admission, Admitted, AdmittedParent, Enrolment, Groups, KeyOffer, MasterSecret, ParentEvidence,
-    Profile, Records, SharedKey, TrustAnchors, TrustedEk,
+    Admission, Admitted, AdmittedParent, Enrolment, Flaws, Groups, KeyOffer, MasterSecret,
+    ParentEvidence, Profile, Records, SharedKey, TrustAnchors, TrustedEk,
 };
 use assay_tests::{EkKind, Swtpm, trusted_vendor};
 use assay_wire::{ActivationReply, Flow, ParentBundle, Scope};
@@ -200,7 +200,13 @@ impl Ca {
         };
         let profile = Profile::default().with_flows(vec![Flow::SharedKey])?;
         let groups = Groups::of_new_ca();
-        let admission = Admission { groups: &groups, waits_since: None, ik: None, now };
+        let admission = Admission {
+            groups: &groups,
+            flaws: &Flaws::default(),
+            waits_since: None,
+            ik: None,
+            now,
+        };
         let admitted = Admitted::decide(profile.offer()?, trusted, &records, &admission)?;
         let parent = AdmittedParent::decide(&admitted, evidence.parent()?, &records)?;
         let offer = KeyOffer::decide(admitted, parent, &records, &profile, now)?;

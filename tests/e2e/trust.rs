@@ -254,6 +254,18 @@ fn a_check_names_the_path_or_what_is_missing() -> Result<()> {
         verdict["trusted"] == true && verdict["path"][1] == "CN=Test TPM Vendor Root CA",
         "{said}"
     );
+    ensure!(verdict["answer"] == "admit" && verdict["group"].is_string(), "{said}");
+    let name = verdict["group"].as_str().unwrap_or_default();
+    for (change, expected) in [
+        (&["update", name, "--ask"][..], format!("; group {name} asks about it")),
+        (&["remove", name], "; group vendors asks about it".to_owned()),
+        (&["update", "vendors", "--refuse"], "; group vendors refuses it".to_owned()),
+        (&["remove", "vendors"], "; in no group, so refused: assay group add".to_owned()),
+    ] {
+        run(&mut desk.dir.assay(&[&["group"][..], change].concat())?)?;
+        let (status, said, _) = desk.trust(&["check"], &[&desk.ek])?;
+        ensure!(status == 0 && said.contains(&expected), "{expected}: {said}");
+    }
     // Another vendor with the same names.
     let other = Desk { dir: desk.dir, vendor: untrusted_vendor()?, ..Desk::new()? };
     fs::write(&other.ek, other.vendor.device(EkKind::P256, 0)?.ek_certificate(EkKind::P256)?)?;
@@ -266,7 +278,8 @@ fn a_check_says_when_an_enrolment_is_the_reason() -> Result<()> {
     let desk = Desk::new()?;
     run(desk.dir.assay(&["enroll", "add"])?.arg(&desk.ek))?;
     let (status, said, _) = desk.trust(&["check"], &[&desk.ek])?;
-    ensure!(status == 0 && said.contains("which is enrolled"), "{said}");
+    let group = "which is enrolled; group enrolled admits it";
+    ensure!(status == 0 && said.contains(group), "{said}");
     Ok(())
 }
 

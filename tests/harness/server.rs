@@ -46,6 +46,13 @@ impl AssayDir {
         Ok(dir)
     }
 
+    /// A CA that somebody makes in the directory `assay` of the place that they are given.
+    pub fn made(make: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
+        let temporary = tempfile::tempdir()?;
+        make(temporary.path())?;
+        Ok(Self { temporary })
+    }
+
     /// A CA that `assay restore` makes from a backup, with these arguments.
     pub fn restore(backup: &Path, arguments: &[&str]) -> Result<Self> {
         let temporary = tempfile::tempdir()?;

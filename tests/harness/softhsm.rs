@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -73,7 +74,8 @@ impl SoftHsm {
 
     /// Changes what is in that file.
     pub fn write_pin(&self, pin: &str) -> Result<()> {
-        Ok(fs::write(self.pin_file(), format!("{pin}\n"))?)
+        fs::write(self.pin_file(), format!("{pin}\n"))?;
+        Ok(fs::set_permissions(self.pin_file(), fs::Permissions::from_mode(0o600))?)
     }
 
     /// Puts a private key in PKCS #8 into a token.

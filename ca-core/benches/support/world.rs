@@ -4,8 +4,8 @@ use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::template::ParentArea;
 use assay_ca_core::{
     Admission, Admitted, AdmittedParent, Assurance, BoundKey, Candidate, Certification, Challenge,
-    Confirmation, Confirming, EkEvidence, Evidence, FIRST_GENERATION, FlowKind, Instead, Issued,
-    KeyOffer, Login, MasterSecret, Overlapping, ParentEvidence, Prepared, Profile, Proven,
+    Confirmation, Confirming, EkEvidence, Evidence, FIRST_GENERATION, Flaws, FlowKind, Instead,
+    Issued, KeyOffer, Login, MasterSecret, Overlapping, ParentEvidence, Prepared, Profile, Proven,
     ProvenDevice, Readmitted, Records, SealedFlow, SealedOnRecord, Sealing, SharedKeyFlow,
     SharedKeyHolder, SharedKeyOnRecord, TicketFlow, Token, TrustedEk, Unconfirmed, Unproven,
 };
@@ -120,8 +120,13 @@ impl World {
     }
 
     pub(crate) fn admit<F: FlowKind>(&self, ek: TrustedEk) -> Admitted<F> {
-        let admission =
-            Admission { groups: &self.ca.groups, waits_since: None, ik: None, now: now() };
+        let admission = Admission {
+            groups: &self.ca.groups,
+            flaws: &Flaws::default(),
+            waits_since: None,
+            ik: None,
+            now: now(),
+        };
         Admitted::decide(offered(), ek, &self.records, &admission).unwrap()
     }
 

@@ -124,6 +124,8 @@ pub struct EkCheck {
     /// The path to a trusted vendor, or why the CA would refuse a device with this EK unless it is
     /// enrolled.
     pub path: Result<VendorPath, Rejection>,
+    /// What the groups ask of its certificate, if that leads to a trusted vendor.
+    pub facts: Option<EkFacts>,
 }
 
 impl EkCheck {
@@ -146,12 +148,12 @@ impl EkCheck {
         let leaf = certificates.get(position).ok_or_else(|| invalid(&"there is none"))?;
         let others: Vec<_> = certificates.iter().filter(|other| *other != leaf).cloned().collect();
         let certificate = EkCertificate::parse(leaf)?;
-        let path =
-            SoundKey::new(certificate.key.clone()).map_err(Rejection::EkWeak).and_then(|_| {
-                let trusted = certificate.trust(&others, anchors, now)?;
-                Ok(trusted.path)
-            });
-        Ok(Self { ek_id: certificate.key.ek_id(), key: certificate.key.to_string(), path })
+        let vouched = SoundKey::new(certificate.key.clone())
+            .map_err(Rejection::EkWeak)
+            .and_then(|_| certificate.trust(&others, anchors, now));
+        let facts = vouched.as_ref().ok().map(Vouched::facts);
+        let (ek_id, key) = (certificate.key.ek_id(), certificate.key.to_string());
+        Ok(Self { ek_id, key, path: vouched.map(|it| it.path), facts })
     }
 }
 

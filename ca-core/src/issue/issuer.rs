@@ -13,7 +13,7 @@ use x509_parser::prelude::X509Certificate;
 
 use crate::profile::Profile;
 use crate::x509::{Name, attribute_of, parse_certificate};
-use crate::{Fault, oid};
+use crate::{Fault, oid, rfc3339};
 
 /// A key that signs certificates: in a file, or elsewhere. One that is elsewhere may be slow, and
 /// may fail with [`rcgen::Error::RemoteKeyError`] for a while.
@@ -125,6 +125,21 @@ impl Issuer {
         lifetime: Duration,
         from: OffsetDateTime,
     ) -> Result<Self, IssuerError> {
+        let parsed = self.signs_leaves()?;
+        // Without the extension it may sign for any use.
+        let usage = parsed.extended_key_usage().ok().flatten().map(|it| it.value);
+        if !usage.is_some_and(|it| it.client_auth && !it.server_auth && !it.any) {
+            return Err(IssuerError::ExtendedKeyUsage);
+        }
+        let needed = from + lifetime;
+        if self.not_after < needed {
+            return Err(IssuerError::EndsTooSoon { not_after: self.not_after, needed });
+        }
+        Ok(self)
+    }
+
+    /// Its certificate, if it signs certificates and lists, and no further CA, and names its key.
+    fn signs_leaves(&self) -> Result<X509Certificate<'_>, IssuerError> {
         let parsed =
             parse_certificate(&self.certificate).ok_or(IssuerError::UnreadableCertificate)?;
         if parsed.subject().as_raw() == parsed.issuer().as_raw() {
@@ -138,17 +153,23 @@ impl Issuer {
         if constraints.and_then(|it| it.path_len_constraint) != Some(0) {
             return Err(IssuerError::PathLength);
         }
-        // Without the extension it may sign for any use.
-        let usage = parsed.extended_key_usage().ok().flatten().map(|it| it.value);
-        if !usage.is_some_and(|it| it.client_auth && !it.server_auth && !it.any) {
-            return Err(IssuerError::ExtendedKeyUsage);
-        }
         if subject_key_id(&parsed).is_none() {
             return Err(IssuerError::NoKeyId);
         }
-        let needed = from + lifetime;
-        if self.not_after < needed {
-            return Err(IssuerError::EndsTooSoon { not_after: self.not_after, needed });
+        Ok(parsed)
+    }
+
+    /// The same issuer, if it may be brought as a service CA: it signs certificates and lists, of
+    /// leaves alone, of servers and of clients, and names its key.
+    ///
+    /// # Errors
+    /// It is not like this.
+    pub fn fit_to_serve(self) -> Result<Self, IssuerError> {
+        let parsed = self.signs_leaves()?;
+        // Without the extension it may sign for any use.
+        let usage = parsed.extended_key_usage().ok().flatten().map(|it| it.value);
+        if !usage.is_some_and(|it| it.client_auth && it.server_auth && !it.any) {
+            return Err(IssuerError::NotOfServers);
         }
         Ok(self)
     }
@@ -166,6 +187,12 @@ impl Issuer {
     /// Its common name, if it has one.
     pub fn common_name(&self) -> Option<String> {
         attribute_of(&self.subject, oid::COMMON_NAME)
+    }
+
+    /// The common name of any CA's certificate, if it has one.
+    pub fn common_name_in(certificate: &CertificateDer<'_>) -> Option<String> {
+        let certificate = parse_certificate(certificate)?;
+        attribute_of(certificate.subject().as_raw(), oid::COMMON_NAME)
     }
 
     /// The identifier of its key, by which certificates and lists name it (RFC 5280 §4.2.1.1): 1 to
@@ -242,8 +269,10 @@ pub enum IssuerError {
     #[error("the root did not sign the issuing certificate")]
     OtherRoot,
     #[error(
-        "the issuing certificate is not valid at {time}: it is valid from {not_before} to \
-         {not_after}"
+        "the issuing certificate is not valid at {}: it is valid from {} to {}",
+        rfc3339(time),
+        rfc3339(not_before),
+        rfc3339(not_after)
     )]
     NotValid { time: OffsetDateTime, not_before: OffsetDateTime, not_after: OffsetDateTime },
     #[error("the issuing certificate names itself as its issuer: it needs a name of its own")]
@@ -263,11 +292,18 @@ pub enum IssuerError {
          server: it needs extendedKeyUsage=clientAuth"
     )]
     ExtendedKeyUsage,
+    #[error(
+        "the service CA's certificate is not for servers and clients: it needs \
+         extendedKeyUsage=clientAuth,serverAuth"
+    )]
+    NotOfServers,
     #[error("the issuing certificate does not name its key: it needs subjectKeyIdentifier=hash")]
     NoKeyId,
     #[error(
-        "the issuing certificate ends at {not_after}, which would cut the first device \
-         certificates short: it has to last until {needed} at least"
+        "the issuing certificate ends at {}, which would cut the first device certificates short: \
+         it has to last until {} at least",
+        rfc3339(not_after),
+        rfc3339(needed)
     )]
     EndsTooSoon { not_after: OffsetDateTime, needed: OffsetDateTime },
     #[error("the issuing certificate's key identifier has {length} bytes, not 1 to {MAX_KEY_ID}")]

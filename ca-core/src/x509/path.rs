@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use super::certificate::{AltName, Certificate, EkUsage, NameConstraints};
 use super::name::Name;
 use super::policies::PolicyState;
-use crate::oid;
+use crate::{oid, rfc3339};
 
 /// Checks everything about a path except its signatures, which the caller has verified.
 ///
@@ -83,9 +83,19 @@ pub(crate) struct Broken {
 /// A rule that a certificate breaks. The text is a sentence without its subject.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Rule {
-    #[error("is valid only from {not_before} to {not_after}; it is {now}, so it has expired")]
+    #[error(
+        "is valid only from {} to {}; it is {}, so it has expired",
+        rfc3339(not_before),
+        rfc3339(not_after),
+        rfc3339(now)
+    )]
     Expired { not_before: OffsetDateTime, not_after: OffsetDateTime, now: OffsetDateTime },
-    #[error("is valid only from {not_before} to {not_after}; it is {now}, so it is not valid yet")]
+    #[error(
+        "is valid only from {} to {}; it is {}, so it is not valid yet",
+        rfc3339(not_before),
+        rfc3339(not_after),
+        rfc3339(now)
+    )]
     NotYetValid { not_before: OffsetDateTime, not_after: OffsetDateTime, now: OffsetDateTime },
     #[error("is not a CA's: it lacks basicConstraints with cA (RFC 5280, 4.2.1.9)")]
     NotACa,

@@ -10,7 +10,7 @@ use assay_wire::{
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
@@ -201,6 +201,34 @@ fn what_the_issuing_ca_signs_passes_for_no_server() {
         .server(&["broker.example".to_owned()], LEAF_LIFETIME, now(), &mut rng)
         .unwrap());
     assert!(!verify(&root, &issuing, &leaf, KeyUsage::server_auth()));
+}
+
+/// For verifiers that look at the usage of the leaf alone: here it says what they want.
+#[test]
+fn issuing_ca_certifies_no_ip_address_and_any_device_id() {
+    let mut rng = CountingRng::new();
+    let root = Authority::root("Test", now(), &mut rng).unwrap();
+    let issuing = root.issuing("Test", now(), &mut rng).unwrap();
+    let pair = issuing.to_pem();
+    let key = KeyPair::from_pem(&pair.key).unwrap();
+    let signer = rcgen::Issuer::from_ca_cert_der(&der(&pair), key).unwrap();
+    let accepted = |name: SanType, common_name: &str| {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![name];
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = now();
+        params.not_after = now() + Duration::DAY;
+        let leaf = params.signed_by(&KeyPair::generate().unwrap(), &signer).unwrap();
+        verify(&root, &issuing, leaf.der(), KeyUsage::client_auth())
+    };
+    for address in ["127.0.0.1", "255.255.255.255", "0.0.0.1", "::1", "2001:db8::1"] {
+        assert!(!accepted(SanType::IpAddress(address.parse().unwrap()), "x"), "{address}");
+    }
+    for id in ["pump-17", "pump.site.17", "broker.example.com", "pump_17:a"] {
+        let uri = format!("urn:assay:device:default:{id}");
+        assert!(accepted(SanType::URI(uri.try_into().unwrap()), id), "{id}");
+    }
 }
 
 #[test]

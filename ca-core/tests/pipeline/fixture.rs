@@ -7,9 +7,9 @@ use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, ParentArea};
 use assay_ca_core::{
     Admission, Admitted, AdmittedParent, Answer, Authority, BoundKey, Challenge, Conditions,
-    Enrolment, Evidence, FlowKind, Group, Groups, Instead, Issuer, Issuers, KeyAndCertificate,
-    Offered, Overlapping, Profile, ProvenDevice, Records, Rejection, SharedKeyFlow, Terms,
-    TicketFlow, TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
+    Enrolment, Evidence, Flaws, FlowKind, Group, Groups, Instead, Issuer, Issuers,
+    KeyAndCertificate, Offered, Overlapping, Profile, ProvenDevice, Records, Rejection,
+    SharedKeyFlow, Terms, TicketFlow, TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
 };
 use assay_wire::{Bundle, ChallengeReply, DeviceId, Flow, Proof, Scope, Ticket};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
@@ -601,7 +601,13 @@ impl Ca {
         records: &Records,
     ) -> Result<Admitted<F>, Rejection> {
         let ek = self.trust(device, records.enrolment.as_ref())?;
-        let admission = Admission { groups: &self.groups, waits_since: None, ik: None, now: now() };
+        let admission = Admission {
+            groups: &self.groups,
+            flaws: &Flaws::default(),
+            waits_since: None,
+            ik: None,
+            now: now(),
+        };
         Admitted::decide(offered(), ek, records, &admission)
     }
 

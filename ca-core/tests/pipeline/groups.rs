@@ -1,9 +1,9 @@
 //! Which EKs the operator's groups admit.
 
 use assay_ca_core::{
-    Admission, Admitted, Answer, Applicant, Conditions, EkFacts, Enrolment, FlowKind, Group,
-    Groups, IkKind, Offered, Profile, Records, Registration, Rejection, RenewFlow, SealedFlow,
-    Terms, TicketFlow, TpmModel, Unadmitted, VendorCertificate,
+    Admission, Admitted, Answer, Applicant, Conditions, EkFacts, Enrolment, Flaw, Flaws, FlowKind,
+    Group, Groups, IkKind, Offered, Profile, Records, Registration, Rejection, RenewFlow,
+    SealedFlow, Terms, TicketFlow, TpmModel, Unadmitted, VendorCertificate,
 };
 use assay_wire::{Flow, ProblemCode};
 use time::{Duration, OffsetDateTime};
@@ -38,6 +38,7 @@ struct Gate {
     vendor: Vendor,
     device: Device,
     records: Records,
+    flaws: Flaws,
     at: OffsetDateTime,
 }
 
@@ -45,7 +46,7 @@ impl Gate {
     fn new() -> Self {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor);
-        Self { vendor, device, records: nothing_on_record(), at: now() }
+        Self { vendor, device, records: nothing_on_record(), flaws: Flaws::default(), at: now() }
     }
 
     fn ask<F: FlowKind>(&self, groups: Vec<Group>) -> Result<(), Rejection> {
@@ -73,7 +74,8 @@ impl Gate {
     ) -> Result<Admitted<F>, Rejection> {
         let ek = Ca::trusting(&self.vendor).trust(&self.device, self.records.enrolment.as_ref())?;
         let groups = Groups::new(groups).unwrap();
-        let admission = Admission { groups: &groups, waits_since: None, ik, now: self.at };
+        let admission =
+            Admission { groups: &groups, flaws: &self.flaws, waits_since: None, ik, now: self.at };
         Admitted::decide(offered, ek, &self.records, &admission)
     }
 
@@ -121,6 +123,25 @@ fn each_condition_must_hold() {
         it.manufacturers = list(MANUFACTURER);
         it.models = vec!["Model 6".into()];
     }));
+}
+
+#[test]
+fn firmware_with_a_known_flaw_is_a_condition() {
+    let mut gate = Gate::new();
+    let flawed = |wanted| move |it: &mut Conditions| it.flawed = Some(wanted);
+    assert!(!gate.fits(flawed(true)) && gate.fits(flawed(false)));
+    let version = |text: &str| text.parse().unwrap();
+    gate.flaws = Flaws::new(vec![Flaw {
+        name: "test".into(),
+        manufacturer: MANUFACTURER.parse().unwrap(),
+        versions: vec![(version("id:00010001"), version(FIRMWARE))],
+        source: "test".into(),
+    }]);
+    assert!(gate.fits(flawed(true)) && !gate.fits(flawed(false)));
+    // A device that says nothing of its TPM is not known to have it.
+    gate.device.ek_certificates.clear();
+    gate.records.enrolment = Some(enrolled());
+    assert!(!gate.fits(flawed(true)) && gate.fits(flawed(false)));
 }
 
 #[test]

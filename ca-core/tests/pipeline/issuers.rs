@@ -1,8 +1,9 @@
 //! Several issuing CAs, each used from its time on.
 
 use assay_ca_core::{
-    Authority, HANDOVER, ISSUING_LIFETIME, Issuer, IssuerError, Issuers, IssuersError,
-    KeyAndCertificate, ROOT_LIFETIME, issuing_key, issuing_request,
+    Authority, CaKind, CaRequest, FirstRoot, HANDOVER, ISSUING_LIFETIME, Issuer, IssuerError,
+    Issuers, IssuersError, KeyAndCertificate, NotANewRoot, ROOT_LIFETIME, issuing_request,
+    new_ca_key, service_request,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -212,8 +213,76 @@ fn no_issuing_ca_outlives_its_root() {
 }
 
 #[test]
+fn issuing_ca_is_no_service_ca_nor_the_other_way_round() {
+    let mut desk = Desk::new();
+    let issuing = desk.make("Test", now());
+    let service = desk.root.service("Test", now(), &mut desk.rng).unwrap().to_pem();
+    read(&service).fit_to_serve().unwrap();
+    assert_eq!(read(&issuing).fit_to_serve().unwrap_err(), IssuerError::NotOfServers);
+    let refused = read(&service).fit_to_issue(Duration::DAY, now()).unwrap_err();
+    assert_eq!(refused, IssuerError::ExtendedKeyUsage);
+    let root = desk.root.to_pem();
+    assert_eq!(read(&root).fit_to_serve().unwrap_err(), IssuerError::NameOfRoot);
+}
+
+#[test]
+fn root_certifies_a_request_as_what_it_asks_for_unless_a_byte_was_altered() {
+    let mut desk = Desk::new();
+    let (key, root) = (rcgen::KeyPair::generate().unwrap(), desk.root_der());
+    for (pem, kind, name) in [
+        (issuing_request("Plant A", &key).unwrap(), CaKind::Issuing, "Plant A"),
+        (service_request("Plant B", &key).unwrap(), CaKind::Service, "Plant B"),
+    ] {
+        let (_, der) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+        let request = CaRequest::check(&der.contents).unwrap();
+        assert_eq!((request.kind(), request.common_name()), (kind, name));
+        let made = desk.root.certify_request(&request, now(), &mut desk.rng).unwrap();
+        let issuer = Issuer::from_pem(&made, &key.serialize_pem()).unwrap();
+        let issuer = issuer.under(std::slice::from_ref(&root)).unwrap();
+        assert_eq!(issuer.common_name().as_deref(), Some(name));
+        match kind {
+            CaKind::Issuing => issuer.fit_to_issue(Duration::DAY, now()).unwrap(),
+            CaKind::Service => issuer.fit_to_serve().unwrap(),
+        };
+        // Every byte counts that the key signed: all but the lengths and the name of the algorithm
+        // that stand around it.
+        let (_, parsed) = X509CertificationRequest::from_der(&der.contents).unwrap();
+        let signed = parsed.certification_request_info.raw;
+        let begin = der.contents.windows(signed.len()).position(|it| it == signed).unwrap();
+        for at in begin..begin + signed.len() {
+            let mut altered = der.contents.clone();
+            altered[at] ^= 1;
+            assert!(CaRequest::check(&altered).is_err(), "byte {at}");
+        }
+        assert!(CaRequest::check(&[&der.contents[..], &[0]].concat()).is_err());
+    }
+}
+
+#[test]
+fn ca_begins_with_a_root_that_signed_itself_has_no_limits_and_is_valid() {
+    let mut desk = Desk::new();
+    let root = desk.root_der();
+    assert_eq!(*FirstRoot::check(root.clone(), now()).unwrap().certificate(), root);
+    let refused = |der, at| FirstRoot::check(der, at).unwrap_err();
+    assert!(matches!(refused(root.clone(), in_days(-1)), NotANewRoot::NotValid { .. }));
+    let after = now() + ROOT_LIFETIME + Duration::DAY;
+    assert!(matches!(refused(root, after), NotANewRoot::NotValid { .. }));
+    let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let (_, cross) = desk.root.next_root(now(), &mut desk.rng).unwrap();
+    assert_eq!(refused(der(&cross), now()), NotANewRoot::NotSelfSigned);
+    assert_eq!(refused(b"none".to_vec().into(), now()), NotANewRoot::Unreadable);
+    // One that may certify no further CA.
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    (params.not_before, params.not_after) = (in_days(-1), in_days(1));
+    let limited = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+    assert_eq!(refused(limited.der().clone(), now()), NotANewRoot::Limited);
+}
+
+#[test]
 fn a_request_is_signed_by_its_key_and_asks_for_what_an_issuing_ca_needs() {
-    let key = rcgen::KeyPair::from_pem(&issuing_key().unwrap()).unwrap();
+    let key = rcgen::KeyPair::from_pem(&new_ca_key().unwrap()).unwrap();
     let request = issuing_request("Plant Issuing CA 2", &key).unwrap();
     let (_, pem) = x509_parser::pem::parse_x509_pem(request.as_bytes()).unwrap();
     assert_eq!(pem.label, "CERTIFICATE REQUEST");

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use assay_ca_core::{
     ActiveCertificate, Admission, Admitted, Adopting, AdoptionEvidence, Assurance,
-    CertificateOnRecord, Confirmed, Enrolment, Failure, InForce, Issued, Offered, Overlapping,
-    Prepared, Profile, Proven, QUOTA, Readmitted, Records, Registration, Rejection, RenewFlow,
-    RenewalEvidence, RenewalProof, Renewed, Renewing, Reprovision, STATEMENT_LIFETIME, SealedFlow,
-    SealedOnRecord, Sealing, Shown, TicketKey, TrustedEk, Unconfirmed,
+    CertificateOnRecord, Confirmed, Enrolment, Failure, Flaws, InForce, Issued, Offered,
+    Overlapping, Prepared, Profile, Proven, QUOTA, Readmitted, Records, Registration, Rejection,
+    RenewFlow, RenewalEvidence, RenewalProof, Renewed, Renewing, Reprovision, STATEMENT_LIFETIME,
+    SealedFlow, SealedOnRecord, Sealing, Shown, TicketKey, TrustedEk, Unconfirmed,
 };
 use assay_ca_core::{BoundKey, CLOCK_SKEW, Candidate, TrustAnchors};
 use assay_wire::{Adoption, CertificateReply, ProblemCode, Renewal};
@@ -110,7 +110,13 @@ impl Holder {
     ) -> Result<RenewalProof, Rejection> {
         let evidence = RenewalEvidence::parse(request, at)?;
         let ek = TrustedEk::verify(&evidence.ek, anchors, records.enrolment.as_ref(), at)?;
-        let admission = Admission { groups: &self.ca.groups, waits_since: None, ik: None, now: at };
+        let admission = Admission {
+            groups: &self.ca.groups,
+            flaws: &Flaws::default(),
+            waits_since: None,
+            ik: None,
+            now: at,
+        };
         let offered = Offered::<RenewFlow>::ALWAYS;
         let admitted = Admitted::decide(offered, ek, records, &admission)?;
         RenewalProof::verify(InForce::find(&admitted, &evidence, active, &self.ca.scope, at)?)

@@ -9,7 +9,7 @@ use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::Name;
 use assay_ca_core::{
     Admission, Admitted, AdmittedParent, Assurance, AuthenticatedDevice, BoundKey, Candidate,
-    Confirmation, Confirming, Enrolment, Evidence, FIRST_GENERATION, Issued, KeyOffer,
+    Confirmation, Confirming, Enrolment, Evidence, FIRST_GENERATION, Flaws, Issued, KeyOffer,
     MasterSecret, Overlapping, ParentEvidence, Prepared, Profile, Proven, ProvenDevice, Readmitted,
     Records, SealedFlow, SealedOnRecord, Sealing, SharedKeyFlow, TicketFlow, TicketKey, Token,
     TrustedEk,
@@ -47,7 +47,13 @@ fn printed_challenge_request_passes_every_check_of_the_ca() {
     assert_eq!((ek.template(), ek.assurance()), ("EK L-2 (P-256)", Assurance::VendorCertificate));
     BoundKey::verify(&evidence).unwrap();
     let groups = everyone();
-    let admission = Admission { groups: &groups, waits_since: None, ik: None, now: now() };
+    let admission = Admission {
+        groups: &groups,
+        flaws: &Flaws::default(),
+        waits_since: None,
+        ik: None,
+        now: now(),
+    };
     let records = nothing_on_record();
     let admitted = Admitted::<TicketFlow>::decide(offered(), ek, &records, &admission).unwrap();
     assert_eq!(*admitted.device_id(), example.device_id());
@@ -174,7 +180,13 @@ fn printed_register_request_passes_every_check_of_the_ca() {
     let anchors = trusting([example.block("vendor-root").into()]);
     let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
     let groups = everyone();
-    let admission = Admission { groups: &groups, waits_since: None, ik: None, now: now() };
+    let admission = Admission {
+        groups: &groups,
+        flaws: &Flaws::default(),
+        waits_since: None,
+        ik: None,
+        now: now(),
+    };
     let records = nothing_on_record();
     let admitted = Admitted::<SharedKeyFlow>::decide(offered(), ek, &records, &admission).unwrap();
     assert_eq!(*admitted.device_id(), example.activation_reply().device_id);

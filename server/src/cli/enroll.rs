@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use assay_ca_core::{EkIdentity, Reprovision, SharedKeyOnRecord};
+use assay_ca_core::{EkIdentity, Flaws, Reprovision, SharedKeyOnRecord};
 use assay_server::directory::Directory;
 use assay_server::ek_list;
 use assay_server::operations::documents;
@@ -95,10 +95,10 @@ impl Enroll {
         match self {
             Self::Add { file, device_id, policy } => add(store, &file, device_id, &policy),
             Self::Import(import) => import.run(store),
-            Self::List { json } => list(store, json),
+            Self::List { json } => list(store, &directory.flaws()?, json),
             Self::Show { ek } => {
                 let ek = ek.id(store)?;
-                show(&enrol::show(store, &ek).or_else(see_list)?)
+                show(&enrol::show(store, &ek).or_else(see_list)?, &directory.flaws()?)
             }
             Self::Update { ek, reprovision, plain_srk } => {
                 let ek = ek.id(store)?;
@@ -274,15 +274,15 @@ fn remove(store: &mut dyn Store, ek: &EkId) -> Result<()> {
     Ok(())
 }
 
-fn show(row: &EnrolmentRow) -> Result<()> {
-    table::print_line(printable_json(&format!("{:#}", documents::ek(row))));
+fn show(row: &EnrolmentRow, flaws: &Flaws) -> Result<()> {
+    table::print_line(printable_json(&format!("{:#}", documents::ek(row, flaws))));
     Ok(())
 }
 
-fn list(store: &mut dyn Store, as_json: bool) -> Result<()> {
+fn list(store: &mut dyn Store, flaws: &Flaws, as_json: bool) -> Result<()> {
     let rows = store.enrolments()?;
     if as_json {
-        rows.iter().for_each(|row| table::print_json(&documents::ek(row)));
+        rows.iter().for_each(|row| table::print_json(&documents::ek(row, flaws)));
         return Ok(());
     }
     let rows = rows.into_iter().map(|row| {

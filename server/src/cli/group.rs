@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use assay_ca_core::{
-    Answer, CaKey, Conditions, EkPrefix, Firmware, Group, GroupName, Groups, IkKind, Manufacturer,
-    NamePattern,
+    Answer, CaKey, Conditions, EkPrefix, Firmware, Flaws, Group, GroupName, Groups, IkKind,
+    Manufacturer, NamePattern,
 };
 use assay_server::directory::Directory;
 use assay_server::operations::documents;
@@ -53,6 +53,8 @@ pub(crate) enum GroupCommand {
         #[command(flatten)]
         place: PlaceArgs,
     },
+    /// List the firmware with known flaws, which --flawed is about
+    Flaws(list::Json),
     /// Remove a group. Devices that it admitted keep what they have
     Remove {
         /// Its name
@@ -76,6 +78,16 @@ pub(crate) struct Rule {
     /// The least version of the TPM's firmware, as EK certificates have it, e.g. id:00070055
     #[arg(long, value_name = "VERSION")]
     firmware: Option<Firmware>,
+    /// Only TPMs that were made with firmware that has a known flaw (`assay group flaws`); =false:
+    /// only others
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    flawed: Option<bool>,
     /// Only EKs on the enrolment list; =false: only EKs that are not
     #[arg(
         long,
@@ -144,6 +156,7 @@ pub(crate) enum Part {
     Manufacturer,
     Model,
     Firmware,
+    Flawed,
     Enrolled,
     Ek,
     Flow,
@@ -168,8 +181,8 @@ impl GroupCommand {
                 groups::edit(store, |groups| place.put(groups, group.clone()))?;
                 tell(&groups::list(store)?, &group.name)
             }
-            Self::List(list::Json { json }) => list_all(&groups::list(store)?, json),
-            Self::Show { name, json } => show(&groups::list(store)?, &name, json.json),
+            Self::List(list::Json { json }) => list_all(store, json),
+            Self::Show { name, json } => show(store, &name, json.json),
             Self::Update { name, rule, without, answer, place } => {
                 let keys = rule.keys(store)?;
                 let answer = answer.chosen();
@@ -185,6 +198,10 @@ impl GroupCommand {
                     }
                 })?;
                 tell(&groups::list(store)?, &name)
+            }
+            Self::Flaws(list::Json { json }) => {
+                list_flaws(&directory.flaws()?, json);
+                Ok(())
             }
             Self::Remove { name } => {
                 groups::edit(store, |groups| Ok(groups.without(&name)?.0))?;
@@ -218,7 +235,7 @@ impl Rule {
 
     /// The group with what is given here in place of what it has.
     fn put_on(&self, keys: &[CaKey], mut group: Group) -> Group {
-        let Self { manufacturers, models, firmware, enrolled, eks, .. } = self;
+        let Self { manufacturers, models, firmware, flawed, enrolled, eks, .. } = self;
         let Self { flows, not_before, not_after, quota, ik_kinds, lifetime, names, .. } = self;
         let (conditions, terms) = (&mut group.conditions, &mut group.terms);
         replace(&mut conditions.issuers, keys);
@@ -227,6 +244,7 @@ impl Rule {
         replace(&mut conditions.eks, eks);
         replace(&mut terms.flows, flows);
         conditions.firmware = firmware.or(conditions.firmware);
+        conditions.flawed = flawed.or(conditions.flawed);
         conditions.enrolled = enrolled.or(conditions.enrolled);
         terms.not_before = not_before.or(terms.not_before);
         terms.not_after = not_after.or(terms.not_after);
@@ -251,6 +269,7 @@ impl Part {
             Self::Manufacturer => conditions.manufacturers.clear(),
             Self::Model => conditions.models.clear(),
             Self::Firmware => conditions.firmware = None,
+            Self::Flawed => conditions.flawed = None,
             Self::Enrolled => conditions.enrolled = None,
             Self::Ek => conditions.eks.clear(),
             Self::Flow => terms.flows.clear(),
@@ -279,19 +298,20 @@ fn tell(groups: &Groups, name: &GroupName) -> Result<()> {
     Ok(())
 }
 
-fn list_all(groups: &Groups, json: bool) -> Result<()> {
+fn list_all(store: &mut dyn Store, json: bool) -> Result<()> {
+    let (groups, issuers) = (groups::list(store)?, groups::issuers_on_record(store)?);
     let numbered = (1..).zip(groups.all());
     if json {
         numbered.for_each(|(place, group)| table::print_json(&documents::group(place, group)));
         return Ok(());
     }
     let rows = numbered.map(|(place, group)| {
-        let terms = lines(&documents::group(place, group), TERMS).join("; ");
+        let terms = lines(&documents::group(place, group), TERMS, &[]).join("; ");
         [
             place.to_string(),
             group.name.to_string(),
             group.answer.name().to_owned(),
-            described(place, group),
+            described(place, group, &issuers),
             if terms.is_empty() { "-".to_owned() } else { terms },
         ]
     });
@@ -300,12 +320,25 @@ fn list_all(groups: &Groups, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn described(place: usize, group: &Group) -> String {
-    let conditions = lines(&documents::group(place, group), CONDITIONS);
+fn list_flaws(flaws: &Flaws, json: bool) {
+    if json {
+        flaws.all().iter().for_each(|flaw| table::print_json(&documents::flaw(flaw)));
+        return;
+    }
+    let rows = flaws.all().iter().map(|flaw| {
+        let versions: Vec<_> = documents::versions(flaw);
+        [flaw.name.clone(), flaw.manufacturer.to_string(), versions.join(", "), flaw.source.clone()]
+    });
+    table::print(["FLAW", "MANUFACTURER", "FIRMWARE", "SOURCE"], rows);
+}
+
+fn described(place: usize, group: &Group, issuers: &[(CaKey, String)]) -> String {
+    let conditions = lines(&documents::group(place, group), CONDITIONS, issuers);
     if conditions.is_empty() { "every EK that is trusted".into() } else { conditions.join("; ") }
 }
 
-fn show(groups: &Groups, name: &GroupName, json: bool) -> Result<()> {
+fn show(store: &mut dyn Store, name: &GroupName, json: bool) -> Result<()> {
+    let (groups, issuers) = (groups::list(store)?, groups::issuers_on_record(store)?);
     let group = groups.get(name)?;
     let place = groups.all().iter().position(|other| other == group).unwrap_or_default() + 1;
     let document = documents::group(place, group);
@@ -317,21 +350,35 @@ fn show(groups: &Groups, name: &GroupName, json: bool) -> Result<()> {
     if group.conditions == Conditions::default() {
         table::print_line("  for every EK that is trusted");
     }
-    for line in lines(&document, CONDITIONS).into_iter().chain(lines(&document, TERMS)) {
+    let conditions = lines(&document, CONDITIONS, &issuers).into_iter();
+    for line in conditions.chain(lines(&document, TERMS, &[])) {
         table::print_line(format!("  {}", table::printable(&line)));
     }
     Ok(())
 }
 
-/// These fields, if they say anything.
-fn lines(document: &serde_json::Value, fields: &[&str]) -> Vec<String> {
+/// These fields, if they say anything. The keys of these issuers are shown as their names, and the
+/// beginning of the key.
+fn lines(
+    document: &serde_json::Value,
+    fields: &[&str],
+    issuers: &[(CaKey, String)],
+) -> Vec<String> {
+    let shown = |text: &str| {
+        let issuer = issuers.iter().find(|(key, _)| key.to_string() == text);
+        let named = |(_, name): &(CaKey, String)| format!("{name} ({})", &text[..table::SHORT_ID]);
+        issuer.map_or_else(|| text.to_owned(), named)
+    };
     let said = fields.iter().filter_map(|field| {
         let value = match &document[field] {
             serde_json::Value::Array(texts) if texts.is_empty() => return None,
             serde_json::Value::Null => return None,
-            serde_json::Value::Array(texts) => {
-                texts.iter().filter_map(|text| text.as_str()).collect::<Vec<_>>().join(" or ")
-            }
+            serde_json::Value::Array(texts) => texts
+                .iter()
+                .filter_map(|text| text.as_str())
+                .map(shown)
+                .collect::<Vec<_>>()
+                .join(" or "),
             serde_json::Value::String(text) => text.clone(),
             other => other.to_string(),
         };
@@ -347,7 +394,8 @@ fn time(text: &str) -> Result<OffsetDateTime, String> {
 
 /// Of these options, one at most.
 const ANSWER: &str = "answer";
-const CONDITIONS: &[&str] = &["issuers", "manufacturers", "models", "firmware", "enrolled", "eks"];
+const CONDITIONS: &[&str] =
+    &["issuers", "manufacturers", "models", "firmware", "flawed", "enrolled", "eks"];
 const TERMS: &[&str] =
     &["flows", "not_before", "not_after", "quota", "iks", "lifetime_days", "names"];
 const ADD_EXAMPLES: &str = "\

@@ -1,7 +1,7 @@
 //! `assay issuing`
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use assay_pkcs11::{KeyKind, Uri};
@@ -10,6 +10,7 @@ use assay_server::operations::documents;
 use assay_server::operations::issuing::{self, AHEAD, InPlace, Row, State};
 use assay_server::{TokenPlace, rfc3339};
 use clap::{Args, Subcommand};
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::table;
@@ -176,17 +177,26 @@ fn request(
     now: OffsetDateTime,
 ) -> Result<()> {
     let request = issuing::request(directory, again, place, now)?;
-    match &out {
-        Some(file) => fs::write(file, &request.pem)
-            .with_context(|| format!("cannot write {}", file.display()))?,
-        None => table::print_line(request.pem.trim_end()),
-    }
     let made = if request.is_new { "made a key, which waits" } else { "the key waits already" };
+    give_request(&request.pem, out.as_deref())?;
     eprintln!("{made}: {}", request.key_file);
     eprintln!(
-        "next: have the root's owner certify the request (docs/operations.md, \"Replacing the \
-         issuing CA\"), then run `assay issuing install CERTIFICATE`"
+        "next: have the root's owner certify the request (assay root sign; docs/operations.md, \
+         \"Replacing the issuing CA\"), then run `assay issuing install CERTIFICATE`"
     );
+    Ok(())
+}
+
+/// Writes a request to a file or to standard output, and says what its owner and the root's compare.
+pub(super) fn give_request(request: &str, out: Option<&Path>) -> Result<()> {
+    match out {
+        Some(file) => {
+            fs::write(file, request).with_context(|| format!("cannot write {}", file.display()))?
+        }
+        None => table::print_line(request.trim_end()),
+    }
+    let digest = Sha256::digest(pem::parse(request)?.contents());
+    eprintln!("SHA-256 of the request: {}", hex::encode(digest));
     Ok(())
 }
 

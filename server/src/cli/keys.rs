@@ -29,7 +29,7 @@ pub(crate) enum Keys {
 #[derive(Args)]
 pub(crate) struct Test {
     /// How often each signs; the median counts
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
     times: u16,
     #[command(flatten)]
     json: list::Json,
@@ -110,11 +110,17 @@ impl Test {
             let cells = tried.iter().map(|it| {
                 let outcome = match &it.outcome {
                     Ok(took) => format!("works, {:.3} ms", took.as_secs_f64() * 1000.0),
-                    Err(error) => format!("BROKEN: {error}"),
+                    Err(_) => "BROKEN".to_owned(),
                 };
                 [it.files.clone(), outcome, it.place.clone()]
             });
             table::print(["KEY", "OUTCOME", "WHERE"], cells);
+            // They are too long for a column.
+            for it in &tried {
+                if let Err(error) = &it.outcome {
+                    eprintln!("{}: {}", it.files, table::printable(error));
+                }
+            }
         }
         ensure!(broken == 0, "{broken} of these keys do not work");
         Ok(())

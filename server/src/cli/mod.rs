@@ -2,6 +2,7 @@
 
 mod audit;
 mod backup;
+mod ceremony;
 mod check;
 mod clock;
 mod configuration;
@@ -89,10 +90,11 @@ enum Command {
     /// Attach documents to devices, which get them signed, with their certificates
     #[command(subcommand)]
     Configuration(configuration::Configuration),
-    /// List and replace the ticket key and the master secret, which all workers share
+    /// List and test the CA's keys; replace the ticket key and the master secret, which all workers
+    /// share
     #[command(subcommand)]
     Keys(keys::Keys),
-    /// List and replace the root
+    /// Make, split, list and replace the root, and certify CAs with it
     #[command(subcommand)]
     Root(root::Root),
     /// Replace the CA of brokers, workers, operators and backends
@@ -143,7 +145,7 @@ impl Cli {
             Command::Issuing(issuing) => issuing.run(&directory()?),
             Command::Configuration(configuration) => configuration.run(&directory()?),
             Command::Keys(keys) => keys.run(&directory()?),
-            Command::Root(root) => root.run(directory),
+            Command::Root(root) => root.run(&self.dir),
             Command::Service(service) => service.run(&directory()?),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => audit.run(directory),

@@ -1,7 +1,7 @@
 //! `assay pending`: devices that wait until an operator approves or refuses them.
 
 use anyhow::{Result, ensure};
-use assay_ca_core::Manufacturer;
+use assay_ca_core::{Flaws, Manufacturer};
 use assay_server::directory::Directory;
 use assay_server::operations::documents;
 use assay_server::operations::pending::{self, Naming, Selection};
@@ -55,7 +55,7 @@ impl Pending {
         let store = &mut *directory.store()?;
         let now = OffsetDateTime::now_utc();
         match self {
-            Self::List(list::Json { json }) => list_all(store, json),
+            Self::List(list::Json { json }) => list_all(store, &directory.flaws()?, json),
             Self::Approve { which, name, as_asked } => {
                 let rows = which.selection().find(store)?;
                 let naming = match (name, as_asked) {
@@ -102,13 +102,15 @@ fn naming(text: &str) -> Result<Naming, String> {
     text.parse().map(Naming::Name).map_err(|error| format!("{error}"))
 }
 
-fn list_all(store: &mut dyn Store, json: bool) -> Result<()> {
+fn list_all(store: &mut dyn Store, flaws: &Flaws, json: bool) -> Result<()> {
     let rows = store.pending()?;
     if json {
-        rows.iter().for_each(|row| table::print_json(&documents::pending(row)));
+        rows.iter().for_each(|row| table::print_json(&documents::pending(row, flaws)));
         return Ok(());
     }
     let rows = rows.into_iter().map(|PendingRow { waiting, first_seen }| {
+        let found: Vec<_> = flaws.of(&waiting.facts).map(|flaw| flaw.name.as_str()).collect();
+        let flawed = if found.is_empty() { "-".to_owned() } else { found.join(", ") };
         let tpm = waiting.facts.tpm.map(|tpm| [tpm.manufacturer, tpm.model, tpm.version]);
         let [manufacturer, model, firmware] = tpm.unwrap_or_else(|| [(); 3].map(|()| "-".into()));
         [
@@ -116,6 +118,7 @@ fn list_all(store: &mut dyn Store, json: bool) -> Result<()> {
             manufacturer,
             model,
             firmware,
+            flawed,
             rfc3339::seconds(first_seen),
             rfc3339::seconds(waiting.asked_at.unix_timestamp()),
             waiting.flow.to_string(),
@@ -129,6 +132,7 @@ fn list_all(store: &mut dyn Store, json: bool) -> Result<()> {
             "MANUFACTURER",
             "MODEL",
             "FIRMWARE",
+            "FLAWS",
             "FIRST SEEN",
             "LAST SEEN",
             "FLOW",

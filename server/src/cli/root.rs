@@ -1,6 +1,6 @@
-//! `assay root`: the next root, and the end of the old one.
+//! `assay root`: the first root, the next one, and the end of the old one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use assay_server::directory::Directory;
@@ -10,10 +10,16 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::{list, table};
+use super::{ceremony, list, table};
 
 #[derive(Subcommand)]
 pub(crate) enum Root {
+    /// Make a root on a machine of its own, without a CA
+    Init(Box<ceremony::Init>),
+    /// Certify what a CA on another machine asks for
+    Sign(ceremony::Sign),
+    /// Split what opens the root's key: so many of the shares open it
+    Split(ceremony::SplitArgs),
     /// List the roots
     List(list::Json),
     /// Make the next root, which the one in use certifies; devices are told of it as they renew
@@ -61,9 +67,13 @@ pub(crate) struct Remove {
 }
 
 impl Root {
-    pub(crate) fn run(self, directory: impl FnOnce() -> Result<Directory>) -> Result<()> {
+    pub(crate) fn run(self, path: &Path) -> Result<()> {
+        let directory = || Directory::open(path);
         let now = OffsetDateTime::now_utc();
         match self {
+            Self::Init(init) => init.run(),
+            Self::Sign(sign) => sign.run(path),
+            Self::Split(split) => split.run(path),
             Self::List(list::Json { json }) => list_all(&directory()?, json),
             Self::New(New { root: Some(root), root_key, out }) => {
                 let root_key = root_key.context("--root needs --root-key")?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use assay_ca_core::{Allowances, Role};
+use assay_ca_core::{Allowances, Answer, Flaws, GroupName, Role};
 use assay_server::anchors::read_anchors;
 use assay_server::directory::Directory;
 use assay_server::operations::trust::{self, Verdict};
@@ -19,7 +19,8 @@ use super::trust_add::Add;
 pub(crate) enum Trust {
     /// Add vendors' CA certificates: roots, and the issuers below them that devices may not send
     Add(Add),
-    /// Say whether an EK would be trusted, and through which CAs; or what is missing
+    /// Say whether an EK would be trusted, through which CAs, and which group would admit it; or
+    /// what is missing
     Check(Check),
     /// List them
     List {
@@ -39,7 +40,7 @@ impl Trust {
         let store = &mut *directory.store()?;
         match self {
             Self::Add(add) => add.run(store),
-            Self::Check(check) => check.run(store),
+            Self::Check(check) => check.run(store, &directory.flaws()?),
             Self::List { json } => list(store, json),
             Self::Remove { fingerprint } => {
                 for subject in trust::remove(store, &fingerprint)? {
@@ -76,17 +77,19 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    fn run(self, store: &mut dyn Store) -> Result<()> {
+    fn run(self, store: &mut dyn Store, flaws: &Flaws) -> Result<()> {
         let anchors = read_anchors(store)?;
         let mut refused = 0;
         for file in &self.files {
             let name = file.display().to_string();
-            let verdict = trust::judge(store, &anchors, file);
+            let verdict = trust::judge(store, &anchors, flaws, file);
             refused += usize::from(verdict.is_err());
             if self.json {
                 let line = match verdict {
-                    Ok(Verdict { key, trusted_by, issuers }) => serde_json::json!({
+                    Ok(Verdict { key, trusted_by, issuers, group, .. }) => serde_json::json!({
                         "file": name, "trusted": true, "key": key, "by": trusted_by, "path": issuers,
+                        "group": group.as_ref().map(|(name, _)| name.as_str()),
+                        "answer": group.as_ref().map(|(_, answer)| answer.name()),
                     }),
                     Err(reason) => {
                         serde_json::json!({ "file": name, "trusted": false, "reason": format!("{reason:#}") })
@@ -96,11 +99,15 @@ impl Check {
                 continue;
             }
             let line = match verdict {
-                Ok(Verdict { key, trusted_by: "enrolment", .. }) => {
-                    format!("trusted: {name}: {key}, which is enrolled")
+                Ok(Verdict { key, trusted_by: "enrolment", group, .. }) => {
+                    format!("trusted: {name}: {key}, which is enrolled; {}", told(group.as_ref()))
                 }
-                Ok(Verdict { key, issuers, .. }) => {
+                Ok(Verdict { key, issuers, is_ek: false, .. }) => {
                     format!("trusted: {name}: {key}, through {}", issuers.join(" → "))
+                }
+                Ok(Verdict { key, issuers, group, .. }) => {
+                    let (path, group) = (issuers.join(" → "), told(group.as_ref()));
+                    format!("trusted: {name}: {key}, through {path}; {group}")
                 }
                 Err(reason) => format!("not trusted: {name}: {reason:#}"),
             };
@@ -111,6 +118,16 @@ impl Check {
             1 => bail!("one EK would not be trusted"),
             several => bail!("{several} EKs would not be trusted"),
         }
+    }
+}
+
+/// What becomes of a device with an EK of this group.
+fn told(group: Option<&(GroupName, Answer)>) -> String {
+    match group {
+        None => "in no group, so refused: assay group add".into(),
+        Some((name, Answer::Admit)) => format!("group {name} admits it"),
+        Some((name, Answer::Ask)) => format!("group {name} asks about it"),
+        Some((name, Answer::Refuse)) => format!("group {name} refuses it"),
     }
 }
 

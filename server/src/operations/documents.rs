@@ -1,6 +1,6 @@
 //! What is on record, in JSON: the same fields in every face.
 
-use assay_ca_core::{Conditions, Group, Reprovision, Role, Terms};
+use assay_ca_core::{Conditions, EkFacts, Firmware, Flaw, Flaws, Group, Reprovision, Role, Terms};
 use assay_store::{
     AnchorRow, AuditRow, CertificateRow, ConfigurationRow, DeviceRow, EnrolmentRow,
     IdentityCertificateRow, IdentityRow, PendingRow, Tenure, Waiting,
@@ -118,7 +118,8 @@ pub fn configuration(row: &ConfigurationRow) -> Value {
 
 /// A group, and its place, counted from 1.
 pub fn group(place: usize, group: &Group) -> Value {
-    let Conditions { issuers, manufacturers, models, firmware, enrolled, eks } = &group.conditions;
+    let Conditions { issuers, manufacturers, models, firmware, flawed, enrolled, eks } =
+        &group.conditions;
     let Terms { flows, not_before, not_after, quota, ik_kinds, lifetime, names } = &group.terms;
     let time = |time: &OffsetDateTime| rfc3339::seconds(time.unix_timestamp());
     json!({
@@ -129,6 +130,7 @@ pub fn group(place: usize, group: &Group) -> Value {
         "manufacturers": texts(manufacturers),
         "models": models,
         "firmware": firmware.map(|least| least.to_string()),
+        "flawed": flawed,
         "enrolled": enrolled,
         "eks": texts(eks),
         "flows": texts(flows),
@@ -145,8 +147,31 @@ fn texts(entries: &[impl ToString]) -> Vec<String> {
     entries.iter().map(ToString::to_string).collect()
 }
 
+/// Firmware with a flaw.
+pub fn flaw(flaw: &Flaw) -> Value {
+    json!({
+        "name": flaw.name,
+        "manufacturer": flaw.manufacturer.to_string(),
+        "firmware": versions(flaw),
+        "source": flaw.source,
+    })
+}
+
+/// The versions that have a flaw.
+pub fn versions(flaw: &Flaw) -> Vec<String> {
+    let range = |(first, last): &(Firmware, Firmware)| match first == last {
+        true => first.to_string(),
+        false => format!("{first} to {last}"),
+    };
+    flaw.versions.iter().map(range).collect()
+}
+
+fn names_of(flaws: &Flaws, facts: &EkFacts) -> Vec<String> {
+    flaws.of(facts).map(|flaw| flaw.name.clone()).collect()
+}
+
 /// An EK about which an operator is asked.
-pub fn pending(PendingRow { waiting, first_seen }: &PendingRow) -> Value {
+pub fn pending(PendingRow { waiting, first_seen }: &PendingRow, flaws: &Flaws) -> Value {
     let Waiting { ek_id, facts, flow, device_id, asked_at } = waiting;
     let tpm = facts.tpm.as_ref();
     json!({
@@ -155,6 +180,7 @@ pub fn pending(PendingRow { waiting, first_seen }: &PendingRow) -> Value {
         "manufacturer": tpm.map(|tpm| &tpm.manufacturer),
         "model": tpm.map(|tpm| &tpm.model),
         "firmware": tpm.map(|tpm| &tpm.version),
+        "flaws": names_of(flaws, facts),
         "flow": flow.to_string(),
         "device_id": device_id.as_ref().map(DeviceId::as_str),
         "first_seen": rfc3339::seconds(*first_seen),
@@ -163,7 +189,7 @@ pub fn pending(PendingRow { waiting, first_seen }: &PendingRow) -> Value {
 }
 
 /// An EK.
-pub fn ek(row: &EnrolmentRow) -> Value {
+pub fn ek(row: &EnrolmentRow, flaws: &Flaws) -> Value {
     json!({
         "ek_id": row.ek_id.to_string(),
         "device_id": row.device_id.as_ref().map(DeviceId::as_str),
@@ -184,6 +210,7 @@ pub fn ek(row: &EnrolmentRow) -> Value {
             "manufacturer": tpm.manufacturer,
             "model": tpm.model,
             "firmware": tpm.version,
+            "flaws": row.facts.as_ref().map(|facts| names_of(flaws, facts)),
         })),
     })
 }

@@ -7,7 +7,7 @@ use assay_ca_core::{
     Answer, CaKey, Conditions, Group, GroupError, GroupName, Groups, Role, Terms,
     VendorCertificate, certificates_in,
 };
-use assay_store::Store;
+use assay_store::{AnchorRow, Store};
 
 use super::trust::Good;
 use crate::anchors::read_anchor;
@@ -139,6 +139,15 @@ pub fn of_no_vendor(store: &mut dyn Store) -> Result<Vec<GroupName>> {
             && issuers.iter().all(|issuer| !keys.contains(issuer))
     };
     Ok(groups.all().iter().filter(is_left).map(|group| group.name.clone()).collect())
+}
+
+/// The keys of the CAs that are on record, and what these are called.
+///
+/// # Errors
+/// The record cannot be read.
+pub fn issuers_on_record(store: &mut dyn Store) -> Result<Vec<(CaKey, String)>> {
+    let named = |row: &AnchorRow| Ok((read_anchor(row)?.ca_key(), row.subject.clone()));
+    store.anchors()?.iter().map(named).collect()
 }
 
 /// The key of a CA: of the certificate in a file, or of a trusted one, by the beginning of its

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use assay_ca_core::{HANDOVER, Issuer, IssuerError, certificates_in, issuing_key, issuing_request};
+use assay_ca_core::{HANDOVER, Issuer, IssuerError, certificates_in, issuing_request, new_ca_key};
 use assay_pkcs11::{Tokens, Uri};
 use assay_store::InForce;
 use assay_wire::KeyId;
@@ -133,8 +133,8 @@ pub fn request(
         (Some(kept), _) => kept,
         (None, token) => {
             let kept = match token {
-                None => KeptKey::Pem(issuing_key()?),
-                Some(place) => KeptKey::Token(vec![place.take(&mut tokens, now)?.0]),
+                None => KeptKey::Pem(new_ca_key()?),
+                Some(place) => KeptKey::Token(vec![place.take("issuing", &mut tokens, now)?.0]),
             };
             files.put(&kept.file(PENDING), &kept.content(), SECRET)?;
             if files.drop_used()? {

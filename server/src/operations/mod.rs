@@ -1,6 +1,7 @@
 //! What operators do to a CA: functions that print nothing, for every face of them.
 
 pub mod backup;
+pub mod ceremony;
 pub mod configurations;
 pub mod documents;
 pub mod enrol;

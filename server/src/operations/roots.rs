@@ -16,6 +16,7 @@ use crate::issuing_files::Files;
 use crate::new_files::{PUBLIC, SECRET, pem_of};
 use crate::random::random;
 use crate::root_files::{Root, STEM};
+use crate::root_key::KeptRoot;
 use crate::successor;
 
 /// A root in the CA's directory.
@@ -44,7 +45,9 @@ pub fn list(directory: &Directory) -> Result<Vec<Listed>> {
             file: format!("{}.pem", root.name()),
             subject,
             not_after,
-            has_key: directory.path().join(format!("{}.key", root.name())).exists(),
+            has_key: KeptRoot::KINDS
+                .iter()
+                .any(|kind| directory.path().join(format!("{}{kind}", root.name())).exists()),
             is_new: root.cross.is_some(),
         })
     };

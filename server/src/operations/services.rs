@@ -1,16 +1,18 @@
-//! Service CAs, which certify brokers, workers, operators and backends: the next one, and the end of
-//! the old one.
+//! Service CAs, which certify brokers, workers, operators and backends: the next one is made or
+//! brought, and the old one ends.
 
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use assay_ca_core::{Issuer, IssuerError, certificates_in, new_ca_key, service_request};
 use assay_store::{IdentityCertificateRow, IdentityRow};
+use rcgen::KeyPair;
 use time::OffsetDateTime;
 
 use crate::dated;
 use crate::directory::Directory;
 use crate::issuing_files::Files;
-use crate::new_files::{PUBLIC, SECRET};
+use crate::new_files::{PUBLIC, SECRET, pem_of};
 use crate::random::random;
 use crate::successor;
 
@@ -21,13 +23,7 @@ use crate::successor;
 /// # Errors
 /// There are two already, the root's key cannot be read, or the files cannot be written.
 pub fn make(directory: &Directory, root_key: Option<&Path>, now: OffsetDateTime) -> Result<String> {
-    let known = directory.services()?;
-    ensure!(
-        known.len() == 1,
-        "there are {} service CAs; renew the identities of the older one (assay identity list), \
-         and run `assay service retire`",
-        known.len()
-    );
+    _ = only_one(directory)?;
     let root = directory.root_authority(root_key)?;
     let made = root.next_service(now, &mut random())?;
     let pair = made.to_pem();
@@ -38,6 +34,125 @@ pub fn make(directory: &Directory, root_key: Option<&Path>, now: OffsetDateTime)
     files.put(&format!("{name}.pem"), pair.certificate.as_bytes(), PUBLIC)?;
     directory.note("new-service-ca", &name)?;
     Ok(name)
+}
+
+/// The name of the service CA's files.
+fn only_one(directory: &Directory) -> Result<String> {
+    let mut known = directory.services()?;
+    ensure!(
+        known.len() == 1,
+        "there are {} service CAs; renew the identities of the older one (assay identity list), \
+         and run `assay service retire`",
+        known.len()
+    );
+    Ok(known.remove(0))
+}
+
+/// Makes a key, and a request to certify it as the next service CA where the root's key is, in PEM.
+/// A request that waits already is given again, unless `again` wants another key. Returns whether
+/// it is new, too.
+///
+/// # Errors
+/// There are two service CAs already, or the files cannot be read or written.
+pub fn request(directory: &Directory, again: bool, now: OffsetDateTime) -> Result<(String, bool)> {
+    let name = only_one(directory)?;
+    let (files, [key_file, request_file]) = (Files::open(directory.path())?, pending());
+    if again || is_used(directory, &files)? {
+        files.remove(&request_file)?;
+        files.remove(&key_file)?;
+    }
+    let key = files.read(&key_file)?;
+    if let (Some(_), Some(request)) = (&key, files.read(&request_file)?) {
+        return Ok((request.to_string(), false));
+    }
+    let key = match key {
+        Some(key) => key,
+        None => {
+            let key = new_ca_key()?;
+            files.put(&key_file, key.as_bytes(), SECRET)?;
+            key
+        }
+    };
+    let before = files.read(&format!("{name}.pem"))?.context("it was there")?;
+    let before = certificates_in(before.as_bytes())?;
+    let before = before.first().and_then(Issuer::common_name_in);
+    let before = before.context("the service CA has no common name")?;
+    // Its name has the time, as that of one that is made here: relying parties find it by its name.
+    let base = before.split(SERVICE_CA).next().unwrap_or(&before);
+    let time = dated::name("", Some(now));
+    let name = format!("{base}{SERVICE_CA} {}", time.trim_start_matches('-'));
+    let request = service_request(&name, &KeyPair::from_pem(&key).context("the key that waits")?)?;
+    files.remove(&request_file)?;
+    files.put(&request_file, request.as_bytes(), PUBLIC)?;
+    Ok((request, true))
+}
+
+/// Puts the certificate into its place that was made for the key that waits. `file` is in any
+/// encoding; it may hold other certificates besides. It certifies from now on. It may be cut short
+/// at any point, and run again. Returns the name of the files.
+///
+/// # Errors
+/// No key waits, the certificate is for another one, or makes no good service CA, or the files
+/// cannot be written.
+pub fn install(directory: &Directory, file: &[u8], now: OffsetDateTime) -> Result<String> {
+    let (files, [key_file, request_file]) = (Files::open(directory.path())?, pending());
+    if !is_used(directory, &files)? {
+        _ = only_one(directory)?;
+    }
+    let key = files.read(&key_file)?.context(
+        "no key waits for a certificate; `assay service csr` makes one, with a request for it",
+    )?;
+    for certificate in certificates_in(file)? {
+        let pem = pem_of("CERTIFICATE", &certificate);
+        let issuer = match Issuer::from_pem(&pem, &key) {
+            Err(IssuerError::KeyMismatch) => continue,
+            issuer => issuer?,
+        };
+        let issuer = issuer.under(&directory.pinned()?)?.valid_at(now)?.fit_to_serve()?;
+        let others = directory.issuers()?;
+        let mut others = others.all().iter().map(|it| it.issuer.certificate().clone());
+        let services = directory.service_certificates()?;
+        ensure!(
+            !others.any(|other| issuer.has_the_name_of(&other))
+                && !services.iter().any(|it| *it != certificate && issuer.has_the_name_of(it)),
+            "another CA has the name {}, too; make the request again with --again",
+            issuer.name()
+        );
+        let there = directory.services()?.into_iter().last();
+        let name = match there.filter(|_| services.contains(&certificate)) {
+            Some(name) => name,
+            None => {
+                let name = dated::name(STEM, Some(now));
+                // The certificate comes last: without it, the key counts for nothing.
+                files.put(&format!("{name}.key"), key.as_bytes(), SECRET)?;
+                files.put(&format!("{name}.pem"), pem.as_bytes(), PUBLIC)?;
+                name
+            }
+        };
+        files.remove(&request_file)?;
+        files.remove(&key_file)?;
+        return Ok(name);
+    }
+    bail!(
+        "no certificate in the file is for the key that waits; have the request of `assay service csr` certified"
+    )
+}
+
+/// The files of a key that waits for its certificate, and of the request.
+fn pending() -> [String; 2] {
+    ["key", "csr"].map(|kind| format!("{PENDING}.{kind}"))
+}
+
+/// Whether the key that waits is that of a service CA by now: a command was cut short before it had
+/// removed the other copy.
+fn is_used(directory: &Directory, files: &Files) -> Result<bool> {
+    let Some(waiting) = files.read(&format!("{PENDING}.key"))? else { return Ok(false) };
+    for name in directory.services()? {
+        if files.read(&format!("{name}.key"))?.is_some_and(|key| *key == *waiting) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Drops the old service CA: the new one takes its file names. It may be cut short at any point,
@@ -74,6 +189,10 @@ pub fn retire(directory: &Directory, force: bool, now: OffsetDateTime) -> Result
 
 /// What the files of service CAs are called.
 const STEM: &str = "service";
+/// What the files of one are called whose certificate is still to come.
+const PENDING: &str = "service-next";
+/// What stands in the name of each, after the CA's.
+const SERVICE_CA: &str = " Service CA";
 
 #[cfg(test)]
 mod tests {

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use assay_ca_core::{
-    Allowances, ContainerError, EkCheck, EkIdentity, Role, TrustAnchors, VendorCertificate,
-    certificates_in,
+    Allowances, Answer, ContainerError, EkCheck, EkFacts, EkIdentity, Flaws, GroupName, Role,
+    TrustAnchors, VendorCertificate, certificates_in,
 };
 use assay_store::Store;
 use assay_store::{AnchorRow, StoreError};
+use assay_wire::EkId;
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -180,20 +181,38 @@ pub struct Verdict {
     pub trusted_by: &'static str,
     /// The CAs that its certificate leads through.
     pub issuers: Vec<String>,
+    /// Which group the EK belongs to, and what that answers; `None` if it is in none, or if a CA's
+    /// certificate was judged.
+    pub group: Option<(GroupName, Answer)>,
+    /// Whether it is an EK.
+    pub is_ek: bool,
 }
 
 /// Whether the EK in a file would be trusted, in whatever form it is; or a CA's certificate.
 ///
 /// # Errors
 /// It would not be, for this reason; or the record cannot be read.
-pub fn judge(store: &mut dyn Store, anchors: &TrustAnchors, file: &Path) -> Result<Verdict> {
+pub fn judge(
+    store: &mut dyn Store,
+    anchors: &TrustAnchors,
+    flaws: &Flaws,
+    file: &Path,
+) -> Result<Verdict> {
     let content = &vendor_files::read_bounded(file)?;
     let now = OffsetDateTime::now_utc();
-    let by_enrolment = |key| Verdict { key, trusted_by: "enrolment", issuers: Vec::new() };
+    let by_enrolment = |key, group| Verdict {
+        key,
+        trusted_by: "enrolment",
+        issuers: Vec::new(),
+        group,
+        is_ek: true,
+    };
     let by_certificate = |key, issuers: &[String]| Verdict {
         key,
         trusted_by: "certificate",
         issuers: issuers.to_vec(),
+        group: None,
+        is_ek: false,
     };
     let certificates = match certificates_in(content) {
         Err(ContainerError::NoCertificate) => {
@@ -203,7 +222,7 @@ pub fn judge(store: &mut dyn Store, anchors: &TrustAnchors, file: &Path) -> Resu
                 "it holds no certificate; a bare key is trusted only if it is enrolled, see \
                  `assay enroll add`"
             );
-            return Ok(by_enrolment(ek.key));
+            return Ok(by_enrolment(ek.key, group_of(store, ek.ek_id, None, flaws)?));
         }
         certificates => certificates?,
     };
@@ -213,12 +232,31 @@ pub fn judge(store: &mut dyn Store, anchors: &TrustAnchors, file: &Path) -> Resu
         let path = anchors.check_ca(&ca, now)?;
         return Ok(by_certificate(ca.key(), path.issuers()));
     }
-    let EkCheck { ek_id, key, path } = EkCheck::of(&certificates, anchors, now)?;
+    let EkCheck { ek_id, key, path, facts } = EkCheck::of(&certificates, anchors, now)?;
     match path {
-        Ok(path) => Ok(by_certificate(key, path.issuers())),
-        Err(_) if store.is_enrolled(&ek_id)? => Ok(by_enrolment(key)),
+        Ok(path) => {
+            let group = group_of(store, ek_id, facts, flaws)?;
+            Ok(Verdict { group, is_ek: true, ..by_certificate(key, path.issuers()) })
+        }
+        Err(_) if store.is_enrolled(&ek_id)? => {
+            Ok(by_enrolment(key, group_of(store, ek_id, None, flaws)?))
+        }
         Err(reason) => Err(reason.into()),
     }
+}
+
+/// The group that an EK belongs to, and what that answers.
+fn group_of(
+    store: &mut dyn Store,
+    ek: EkId,
+    facts: Option<EkFacts>,
+    flaws: &Flaws,
+) -> Result<Option<(GroupName, Answer)>> {
+    let (enrolment, is_enrolled) = (store.enrolment(&ek)?, store.is_enrolled(&ek)?);
+    let facts = facts.or_else(|| enrolment.and_then(|row| row.facts));
+    let (_, groups) = store.groups()?;
+    let group = groups.of_ek(ek, facts.as_ref(), flaws, is_enrolled);
+    Ok(group.map(|group| (group.name.clone(), group.answer)))
 }
 
 /// One word for what a certificate is good for.

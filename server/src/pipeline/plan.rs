@@ -94,7 +94,7 @@ impl Planner {
                     self.due(&evidence.ek, IkInQuestion::None, WaitingInQuestion::None, now)?;
                 let ek = self.trust(ca, &evidence.ek, &snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
-                let admission = self.admission(&snapshot, Some(ik.kind()), now)?;
+                let admission = self.admission(ca, &snapshot, Some(ik.kind()), now)?;
                 let admitted = Admitted::decide(*offered, ek, &snapshot.records, &admission)?;
                 let admitted = self.settle(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
@@ -145,7 +145,7 @@ impl Planner {
                 let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let ik = BoundKey::verify(evidence)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
-                let admission = self.admission(&basis.snapshot, Some(ik.kind()), now)?;
+                let admission = self.admission(ca, &basis.snapshot, Some(ik.kind()), now)?;
                 let admitted = Admitted::decide(*offered, ek, records, &admission)?;
                 let admitted = self.settle(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
@@ -179,7 +179,7 @@ impl Planner {
                 let basis = self.due(&evidence.ek, IkInQuestion::None, none, now)?;
                 let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let (parent, records) = (evidence.parent()?, &basis.snapshot.records);
-                let admission = self.admission(&basis.snapshot, None, now)?;
+                let admission = self.admission(ca, &basis.snapshot, None, now)?;
                 let admitted = Admitted::decide(*offered, ek, records, &admission)?;
                 let admitted = self.settle(admitted, now)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
@@ -194,7 +194,7 @@ impl Planner {
                 let ek = self.trust(ca, &evidence.ek, &basis.snapshot, now, about)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let (offered, admission) =
-                    (Offered::<RenewFlow>::ALWAYS, self.admission(&basis.snapshot, None, now)?);
+                    (Offered::<RenewFlow>::ALWAYS, self.admission(ca, &basis.snapshot, None, now)?);
                 let admitted = Admitted::decide(offered, ek, records, &admission)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let in_force = InForce::find(&admitted, evidence, active.as_ref(), &ca.scope, now)?;
@@ -334,18 +334,20 @@ impl Planner {
         Ok(ek)
     }
 
-    fn admission(
-        &mut self,
+    fn admission<'a>(
+        &'a mut self,
+        ca: &'a Ca,
         snapshot: &Snapshot,
         ik: Option<IkKind>,
         now: OffsetDateTime,
-    ) -> Result<Admission<'_>, StoreError> {
+    ) -> Result<Admission<'a>, StoreError> {
         if snapshot.groups != self.groups_version {
             // As for the anchors.
             self.groups = self.store.groups()?.1;
             self.groups_version = snapshot.groups;
         }
-        Ok(Admission { groups: &self.groups, waits_since: snapshot.waits_since, ik, now })
+        let (groups, flaws, waits_since) = (&self.groups, &ca.flaws, snapshot.waits_since);
+        Ok(Admission { groups, flaws, waits_since, ik, now })
     }
 
     /// Puts on record what a new device gets from its group before anything is made for it.

@@ -4,7 +4,7 @@ use assay_broker_plugin::certificate::ClientCertificate;
 use assay_broker_plugin::doorkeeper::NotGood;
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
-    Answer, Conditions, Group, Groups, MasterSecret, Profile, Terms, TicketKey, Token,
+    Answer, Conditions, Flaws, Group, Groups, MasterSecret, Profile, Terms, TicketKey, Token,
 };
 use assay_server::ca::Ca as Keys;
 use assay_server::pipeline::{
@@ -84,6 +84,7 @@ impl Ca {
                     .and_then(|profile| profile.with_renewal(Some(RENEW_BEFORE)))
                     .unwrap(),
                 documents: None,
+                flaws: Flaws::default(),
                 hook: None,
             },
             planner: Planner::open(Box::new(store)).unwrap(),
