@@ -131,6 +131,7 @@ pub fn install(directory: &Directory, file: &[u8], now: OffsetDateTime) -> Resul
         };
         files.remove(&request_file)?;
         files.remove(&key_file)?;
+        directory.note("install-service-ca", &name)?;
         return Ok(name);
     }
     bail!(
