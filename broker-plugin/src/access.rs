@@ -186,6 +186,7 @@ impl Access {
                 | Topic::Crl(scope)
                 | Topic::CrlOf(scope, _)
                 | Topic::Event(scope, _)
+                | Topic::EventOfCa(scope)
                 | Topic::Reply(scope, _),
             ) => scope == self.scope,
             _ => false,
@@ -962,6 +963,7 @@ mod tests {
             (format!("provision/v1/default/{CLIENT}/reply"), false),
             ("provision/v1/default/pump-17/reply".into(), false),
             ("fleet/v1/default/pump-17/event".into(), false),
+            ("fleet/v1/default/@ca/event".into(), false),
             ("ca/v1/default/chain".into(), true),
             ("ca/v1/default/crl".into(), true),
             ("ca/v1/default/crl/00ff".into(), true),

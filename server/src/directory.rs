@@ -1,5 +1,6 @@
 //! The CA's directory: keys, certificates, configuration and database, as `assay init` makes it.
 
+use std::fmt::Display;
 use std::fs::{self, DirEntry, File, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -34,13 +35,14 @@ use crate::hook::Hook;
 use crate::issuing_files::{self, Files, IssuingName, PENDING, URIS};
 use crate::issuing_keys::{KeptKey, MadeIssuing, TokenPlace};
 use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours, pem_of};
+use crate::operator;
 use crate::random::random;
 use crate::root_files::{self, Root};
 use crate::shared_secrets::{KeptSecret, SECRET_LEN, Shared, SharedSecret};
 use crate::staging::Staging;
 use assay_broker_plugin::embedded::{Balancers, Limits};
 use assay_store::sqlite::Sqlite;
-use assay_store::{Database, IdentityRole, NewIdentity, PostgresSettings, Retention, Store};
+use assay_store::{Database, Deed, IdentityRole, NewIdentity, PostgresSettings, Retention, Store};
 
 /// An existing directory.
 #[derive(Clone, Debug)]
@@ -518,7 +520,21 @@ impl Directory {
     /// It cannot be opened.
     pub fn store(&self) -> Result<Box<dyn Store>> {
         let database = self.database()?;
-        database.open().with_context(|| format!("cannot open {}", database.shown()))
+        let mut store =
+            database.open().with_context(|| format!("cannot open {}", database.shown()))?;
+        store.act_as(operator::actor(OffsetDateTime::now_utc()));
+        Ok(store)
+    }
+
+    /// Puts into the audit what an operator did to files of the CA.
+    ///
+    /// # Errors
+    /// It is done, but the store cannot be written.
+    pub fn note(&self, action: &'static str, detail: impl Display) -> Result<()> {
+        let deed = Deed::of_ca(action, detail.to_string());
+        self.store()
+            .and_then(|mut store| Ok(store.note(deed)?))
+            .with_context(|| format!("{action} is done ({detail}), but is not in the audit"))
     }
 
     /// What the worker decides and signs with.
@@ -1254,13 +1270,20 @@ struct RawRetention {
     ended_days: u32,
     unused_offers_days: u32,
     audit_entries: u32,
+    decisions_days: u32,
+    acts_days: u32,
 }
 
 impl RawRetention {
     fn checked(self) -> Result<Retention> {
-        let Self { ended_days, unused_offers_days, audit_entries } = self;
+        let Self { ended_days, unused_offers_days, audit_entries, decisions_days, acts_days } =
+            self;
         let retention = Retention::default().with_ended(ended_days)?;
-        Ok(retention.with_unused_offers(unused_offers_days)?.with_audit(audit_entries)?)
+        let retention = retention.with_unused_offers(unused_offers_days)?;
+        Ok(retention
+            .with_audit(audit_entries)?
+            .with_decisions(decisions_days)?
+            .with_acts(acts_days)?)
     }
 }
 
@@ -1272,6 +1295,8 @@ impl Default for RawRetention {
             ended_days: days(retention.ended()),
             unused_offers_days: days(retention.unused_offers()),
             audit_entries: retention.audit(),
+            decisions_days: days(retention.decisions()),
+            acts_days: days(retention.acts()),
         }
     }
 }
@@ -1449,7 +1474,7 @@ const DATABASES: [&str; 7] = [
     "assay.db-shm",
     "assay.db.before-7",
     "assay.db.before-8",
-    "assay.db.before-10",
+    "assay.db.before-11",
     "assay.db.copied",
 ];
 /// What `assay init` writes: every setting with its default.

@@ -26,6 +26,7 @@ mod dated;
 mod flaws;
 mod issuing_keys;
 mod new_files;
+mod operator;
 mod random;
 mod root_files;
 mod root_key;

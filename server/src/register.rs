@@ -13,7 +13,7 @@ use assay_store::{
     Act, AuditEntry, Basis, CertificateStatus, Change, Database, Entry, Question, Recorded, Store,
     StoreError, Whom,
 };
-use assay_wire::{ClientId, Identity, Rights};
+use assay_wire::{ClientId, DeviceId, EkId, Identity, Rights};
 use time::OffsetDateTime;
 use tracing::info;
 
@@ -189,18 +189,22 @@ fn confirm(
     let keys = ca.ticket_keys.get().map_err(unknown)?;
     let shown = Shown::by_handshake(certificate, sha256).map_err(refused)?;
     let confirmed = Confirmed::decide(shown, records, keys, now).map_err(refused)?;
-    let device = confirmed.device_id().clone();
-    let audit = AuditEntry {
+    let audit = Some(connected(confirmed.device_id(), ek_id, since, now));
+    Ok(Entry { act: Act::Activate(confirmed), basis, audit })
+}
+
+/// The audit of a device that connected with something that it had not used before.
+fn connected(device: &DeviceId, ek_id: EkId, since: Instant, now: OffsetDateTime) -> AuditEntry {
+    AuditEntry {
         time: now,
-        client: ClientId::from(&device),
+        client: ClientId::from(device),
         action: "connect",
         ek_id: Some(ek_id),
-        device: Some(Whom::Proven(device)),
+        device: Some(Whom::Proven(device.clone())),
         change: Change::Made,
         refusal: None,
         duration_us: since.elapsed().as_micros().try_into().unwrap_or(u32::MAX),
-    };
-    Ok(Entry { act: Act::Activate(confirmed), basis, audit: Some(audit) })
+    }
 }
 
 /// Decides whether a token lets its device in: a device's shared key signed it. If a device id went
@@ -214,7 +218,7 @@ pub fn decide_login(
     token: &Token,
     now: OffsetDateTime,
 ) -> Result<Decided<Login>, NotGood> {
-    let offered = ca.profile.offer().map_err(refused)?;
+    let (since, offered) = (Instant::now(), ca.profile.offer().map_err(refused)?);
     let masters = ca.masters.get().map_err(unknown)?;
     let mut refusal = LoginRefused::NoKey { device_id: token.device_id().clone() };
     for holder in store.shared_key_holders(token.device_id()).map_err(unknown)? {
@@ -225,7 +229,8 @@ pub fn decide_login(
             Ok(login) => {
                 let act = login.first_use(records).map(Act::Accept);
                 let basis = Some(Basis { question, snapshot });
-                let first_use = act.map(|act| Entry { act, basis, audit: None });
+                let audit = Some(connected(login.device_id(), holder.ek_id, since, now));
+                let first_use = act.map(|act| Entry { act, basis, audit });
                 return Ok(Decided { value: login, first_use });
             }
             Err(refused) => refusal = refused,

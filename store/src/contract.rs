@@ -15,7 +15,7 @@
 //! 6. once a call has returned `Ok`, what it recorded survives a crash of the process and of the
 //!    machine.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 
 use assay_ca_core::{Groups, Place, Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
@@ -23,8 +23,9 @@ use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
-use crate::audit::{AuditEntry, AuditRow};
+use crate::audit::{Actor, AuditRow, Deed};
 use crate::certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, InForce};
+use crate::chain::Walked;
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::enrolments::{
@@ -32,6 +33,7 @@ use crate::enrolments::{
 };
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::events::{Teller, Told, Untold};
 use crate::groups::GroupsVersion;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::pending::PendingRow;
@@ -169,15 +171,13 @@ pub trait Store: Send {
     /// If the device id were free before the certificates are revoked, two devices would have it.
     fn remove(&mut self, ek: &EkId, now: OffsetDateTime) -> Result<Option<Removed>, StoreError>;
 
-    /// Gives a device another TPM, with the audit of that, in one transaction: the EK that holds the
-    /// device id is [removed](Self::remove) and disabled, and the new one is enrolled under that id.
+    /// Gives a device another TPM in one transaction: the EK that holds the device id is [removed](Self::remove) and disabled, and the new one is enrolled under that id.
     ///
     /// If it were done by halves, the old TPM and the new one would be one device at the same time,
     /// or none.
     fn replace(
         &mut self,
         replacement: &Replacement,
-        audit: &[AuditEntry],
     ) -> Result<Result<Replaced, EnrolError>, StoreError>;
 
     /// The EKs that were registered under a device id, the first one first, and the one that is.
@@ -230,24 +230,14 @@ pub trait Store: Send {
     /// disabled since; those that came first are first. There are ten thousand at most.
     fn pending(&mut self) -> Result<Vec<PendingRow>, StoreError>;
 
-    /// As [`enroll`](Self::enroll), for EKs that an operator approves, with the audit of that, and
-    /// in the same transaction. Nobody is asked about them any more.
-    fn approve(
-        &mut self,
-        new: &[NewEnrolment],
-        audit: &[AuditEntry],
-    ) -> Result<EnrolResults, StoreError>;
+    /// As [`enroll`](Self::enroll), for EKs that an operator approves. Nobody is asked about them
+    /// any more.
+    fn approve(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError>;
 
-    /// Disables EKs that an operator does not approve, with the audit of that, in one transaction.
-    /// Nobody is asked about them any more.
+    /// Disables EKs that an operator does not approve. Nobody is asked about them any more.
     ///
     /// If it is lost, the operator is asked again, and may answer otherwise.
-    fn turn_away(
-        &mut self,
-        eks: &[EkId],
-        audit: &[AuditEntry],
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError>;
+    fn turn_away(&mut self, eks: &[EkId], now: OffsetDateTime) -> Result<(), StoreError>;
 
     /// Every EK that the CA knows, oldest first.
     fn enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError>;
@@ -463,7 +453,42 @@ pub trait Store: Send {
     /// hears of it only when it renews.
     fn configuration_changes(&mut self) -> Result<ConfigurationChanges, StoreError>;
 
-    /// The newest `count` decisions, oldest first.
+    /// From now on, whatever this connection changes is an act of an operator, and is put into the
+    /// audit, in the same transaction. Without it, only decisions are.
+    fn act_as(&mut self, actor: Actor);
+
+    /// Puts into the audit what an operator did elsewhere, e.g. to keys.
+    fn note(&mut self, deed: Deed) -> Result<(), StoreError>;
+
+    /// Reads the audit to verify it: how each chain begins, and then every entry, in order, all at
+    /// one moment, until `each` breaks. Entries of before there were chains are left out.
+    ///
+    /// If an entry were left out, it would seem that somebody removed it.
+    fn walk_audit(
+        &mut self,
+        each: &mut (dyn FnMut(Walked) -> ControlFlow<()> + Send),
+    ) -> Result<(), StoreError>;
+
+    /// Reads what is to be told next as events, after what is on record as told and after `from`.
+    /// It looks at `count` entries at most.
+    ///
+    /// If an entry is left out, nobody hears of it.
+    fn untold(&mut self, from: Told, count: u32) -> Result<Untold, StoreError>;
+
+    /// Puts on record how far events were told. It is the turn of this worker from now on for some
+    /// seconds, so that others do not tell the same events. Returns `false`, and changes nothing, if
+    /// it is the turn of another one.
+    ///
+    /// If more is put on record than was told, events are lost. If it goes back, they are told
+    /// twice.
+    fn mark_told(
+        &mut self,
+        told: Told,
+        teller: &Teller,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError>;
+
+    /// The newest `count` entries, oldest first.
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError>;
 
     /// Revokes certificates that were not confirmed in time, and forgets what `retention` says. One

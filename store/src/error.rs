@@ -139,4 +139,4 @@ fn explained(error: &postgres::Error) -> String {
 }
 
 /// The version of the schema that this version of Assay reads and writes; the same in both stores.
-pub(crate) const SCHEMA_VERSION: i64 = 10;
+pub(crate) const SCHEMA_VERSION: i64 = 11;

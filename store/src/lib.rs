@@ -12,13 +12,16 @@ mod act;
 mod audit;
 mod backup;
 mod certificates;
+mod chain;
 mod clock;
 mod configurations;
 mod copy;
 mod database;
+mod deeds;
 mod enrolments;
 mod epoch;
 mod error;
+mod events;
 mod facts;
 mod groups;
 mod identities;
@@ -38,9 +41,10 @@ pub mod sqlite;
 pub use act::{
     Act, Basis, Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot, WaitingInQuestion,
 };
-pub use audit::{AuditEntry, AuditRow, Change, Whom};
+pub use audit::{Actor, AuditEntry, AuditRow, Change, Deed, Whom};
 pub use backup::backup;
 pub use certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, InForce};
+pub use chain::{Broken, Chain, Link, NotALink, Verified, Verifier, Walked};
 pub use clock::Clocks;
 pub use configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 pub use contract::Store;
@@ -52,6 +56,7 @@ pub use enrolments::{
 };
 pub use epoch::{Epoch, ListedAre, PublishedList, Raised, Restored, SharedKeys, TakenOver};
 pub use error::StoreError;
+pub use events::{Teller, Told, Untold};
 pub use groups::GroupsVersion;
 pub use identities::{
     IdentityCertificate, IdentityCertificateRow, IdentityRole, IdentityRow, NewIdentity, Renewed,

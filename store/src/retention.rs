@@ -3,6 +3,8 @@
 use assay_ca_core::QUOTA_PERIOD;
 use time::{Duration, OffsetDateTime};
 
+use crate::audit::microseconds;
+use crate::chain::Chain;
 use crate::error::StoreError;
 
 /// How long rows stay that nobody needs any more. Every table whose rows strangers or devices can
@@ -12,6 +14,31 @@ pub struct Retention {
     ended: Duration,
     unused_offers: Duration,
     audit: u32,
+    decisions: Duration,
+    acts: Duration,
+}
+
+/// Which entries of the audit are to be forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AuditBounds {
+    /// How many entries of a chain of decisions are kept.
+    pub(crate) kept: i64,
+    /// Decisions up to this time are forgotten, in microseconds since 1970.
+    pub(crate) decisions_us: i64,
+    /// What operators did up to this time is forgotten.
+    pub(crate) acts_us: i64,
+}
+
+impl AuditBounds {
+    /// Whether an entry is to be forgotten, if those before it are.
+    pub(crate) fn are_passed(&self, chain: Chain, id: i64, newest: i64, time_us: i64) -> bool {
+        match chain {
+            Chain::Acts => time_us <= self.acts_us,
+            Chain::Changes | Chain::Others => {
+                id <= newest - self.kept || time_us <= self.decisions_us
+            }
+        }
+    }
 }
 
 /// The times up to which expired certificates are forgotten, if they have ended. In seconds since
@@ -61,6 +88,42 @@ impl Retention {
         self.audit
     }
 
+    /// How long a decision is kept at most, so that no more is known of people who have devices
+    /// than is needed. 1 to 3650 days; 365 unless set.
+    pub fn decisions(&self) -> Duration {
+        self.decisions
+    }
+
+    /// How long it is kept what operators did. 1 to 3650 days; 3650 unless set. However much
+    /// devices and strangers ask, this is not forgotten before.
+    pub fn acts(&self) -> Duration {
+        self.acts
+    }
+
+    pub(crate) fn audit_bounds(&self, now: OffsetDateTime) -> AuditBounds {
+        AuditBounds {
+            kept: self.audit.into(),
+            decisions_us: microseconds(now - self.decisions),
+            acts_us: microseconds(now - self.acts),
+        }
+    }
+
+    /// The same with another value.
+    ///
+    /// # Errors
+    /// It is out of bounds.
+    pub fn with_decisions(self, days: u32) -> Result<Self, StoreError> {
+        Ok(Self { decisions: within("decisions_days", days, 1, MOST_DAYS).map(days_of)?, ..self })
+    }
+
+    /// The same with another value.
+    ///
+    /// # Errors
+    /// It is out of bounds.
+    pub fn with_acts(self, days: u32) -> Result<Self, StoreError> {
+        Ok(Self { acts: within("acts_days", days, 1, MOST_DAYS).map(days_of)?, ..self })
+    }
+
     /// The same with another value.
     ///
     /// # Errors
@@ -89,7 +152,13 @@ impl Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { ended: Duration::days(30), unused_offers: Duration::days(30), audit: 100_000 }
+        Self {
+            ended: Duration::days(30),
+            unused_offers: Duration::days(30),
+            audit: 100_000,
+            decisions: Duration::days(365),
+            acts: days_of(MOST_DAYS),
+        }
     }
 }
 
@@ -116,7 +185,7 @@ pub struct Pruned {
     pub certificates: u64,
     /// Offers of shared keys that were forgotten.
     pub offers: u64,
-    /// Decisions that were forgotten.
+    /// Entries of the audit that were forgotten.
     pub audit: u64,
     /// Whether there may be more of one kind than one call takes.
     pub more: bool,
@@ -138,6 +207,8 @@ mod tests {
             (retention.with_ended(3651), "ended_days"),
             (retention.with_unused_offers(0), "unused_offers_days"),
             (retention.with_unused_offers(3651), "unused_offers_days"),
+            (retention.with_decisions(0), "decisions_days"),
+            (retention.with_acts(3651), "acts_days"),
             (retention.with_audit(999), "audit_entries"),
             (retention.with_audit(10_000_001), "audit_entries"),
         ] {

@@ -111,6 +111,11 @@ const AUDIT: &[Column] = &[
     number("code"),
     text("detail"),
     number("duration_us"),
+    number("number"),
+    bytes("serial"),
+    bytes("replaced"),
+    text("event"),
+    bytes("hash"),
 ];
 
 /// Every table that is copied. The counters of revocations come last, because copying the other
@@ -236,8 +241,25 @@ pub(crate) const TABLES: &[Table] = &[
             number("offered_at"),
         ],
     },
-    Table { name: "audit_changes", order: Order::Id, columns: AUDIT },
-    Table { name: "audit_others", order: Order::Id, columns: AUDIT },
+    Table { name: "audit_acts", order: Order::Key, columns: AUDIT },
+    Table { name: "audit_changes", order: Order::Key, columns: AUDIT },
+    Table { name: "audit_others", order: Order::Key, columns: AUDIT },
+    Table {
+        name: "audit_cuts",
+        order: Order::Key,
+        columns: &[text("chain"), number("id"), number("number"), bytes("hash")],
+    },
+    Table {
+        name: "event_cursor",
+        order: Order::Key,
+        columns: &[
+            number("acts"),
+            number("changes"),
+            number("others"),
+            bytes("teller"),
+            number("until"),
+        ],
+    },
     Table {
         name: "restores",
         order: Order::Key,

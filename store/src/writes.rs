@@ -6,6 +6,7 @@ use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
 use crate::act::{Act, Basis, Entry, IdInQuestion, Question, Snapshot};
+use crate::audit::{Effect, Waited};
 use crate::error::StoreError;
 
 /// What an entry writes, and the question that must have the same answer as before.
@@ -191,6 +192,32 @@ impl<'a> Write<'a> {
             | Self::Rekey(_)
             | Self::Offer(_)
             | Self::Use(_) => None,
+        }
+    }
+
+    /// What it does, as far as others should hear of it. `is_new` says whether the device was not
+    /// registered before, `waited` is about a certificate that comes into force by it, and
+    /// `replaced` is the certificate that ends: its serial number and its IK.
+    pub(crate) fn effect(
+        &self,
+        is_new: bool,
+        waited: Option<&Waited>,
+        replaced: Option<(Vec<u8>, Vec<u8>)>,
+    ) -> Effect {
+        match (self, waited) {
+            (Self::Certificate(new), _) => Effect {
+                event: Some("provisioned"),
+                serial: Some(new.serial.to_vec()),
+                replaced: replaced.map(|(serial, _)| serial),
+            },
+            (Self::Activation(new), Some(waited)) => {
+                Effect::of_activation(new.serial, waited, replaced)
+            }
+            (Self::Use(new), _) if is_new || new.generation == 1 => {
+                Effect { event: Some("provisioned"), ..Effect::default() }
+            }
+            (Self::Use(_), _) => Effect { event: Some("key-rotated"), ..Effect::default() },
+            _ => Effect::default(),
         }
     }
 

@@ -112,7 +112,7 @@ fn a_device_that_an_operator_disables_is_refused_until_it_is_enabled_and_goes_wh
         ensure!(rows[0]["due_device_id"] == "pump-17" && rows[0]["ek_id"] == ek, "{rows:?}");
     }
     let printed = desk.lab.assay(&["audit"])?.stdout;
-    ensure!(String::from_utf8(printed)?.contains("done by cert:alice"));
+    ensure!(String::from_utf8(printed)?.contains("by cert:alice"));
     Ok(())
 }
 

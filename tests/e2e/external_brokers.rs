@@ -183,7 +183,7 @@ impl Deployed {
     }
 }
 
-fn url_of(mosquitto: &Mosquitto, listener: u16) -> String {
+pub(crate) fn url_of(mosquitto: &Mosquitto, listener: u16) -> String {
     format!("mqtts://127.0.0.1:{}", mosquitto.port(listener))
 }
 

@@ -19,7 +19,7 @@ fn a_ping_is_answered_and_leaves_no_trace() -> Result<()> {
     // A later request is in the audit, so the ping would be there too.
     stranger.ask_bytes(b"no request".to_vec())?;
     lab.audited("malformed")?;
-    let audit = lab.dir.list("audit")?;
+    let audit = lab.dir.decisions()?;
     ensure!(audit.len() == 1, "{audit:?}");
     Ok(())
 }
@@ -34,7 +34,7 @@ fn a_ca_that_answers_and_can_write_is_healthy() -> Result<()> {
         health.report["worker"]["answered_ms"].is_u64()
             && health.report["store"]["written_ms"].is_u64()
     );
-    ensure!(lab.dir.list("audit")?.is_empty(), "it leaves no trace");
+    ensure!(lab.dir.decisions()?.is_empty(), "it leaves no trace");
     Ok(())
 }
 

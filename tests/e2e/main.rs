@@ -4,6 +4,7 @@
 mod access_broker;
 mod advice;
 mod api;
+mod audit;
 mod backends;
 mod backup;
 mod balancer;
@@ -16,6 +17,7 @@ mod constraints;
 mod costs;
 mod crash;
 mod eks;
+mod events;
 mod external_brokers;
 mod fake_clock;
 mod fleet;

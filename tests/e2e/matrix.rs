@@ -113,7 +113,7 @@ fn a_provisioned_device_asks_for_nothing() -> Result<()> {
     let first = lab.provision(&device, &[])?;
     let second = lab.provision(&device, &[])?;
     ensure!(first["serial"] == second["serial"]);
-    ensure!(lab.dir.list("audit")?.len() == 2, "one challenge, one certify");
+    ensure!(lab.dir.decisions()?.len() == 2, "one challenge, one certify");
     Ok(())
 }
 

@@ -121,7 +121,7 @@ fn a_server_that_is_told_to_stop_records_what_it_decided() -> Result<()> {
     // The server writes refusals in batches, but all of them before it ends.
     server.stop()?;
     ensure!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
-    ensure!(dir.list("audit")?.len() == 10);
+    ensure!(dir.decisions()?.len() == 10);
     Ok(())
 }
 

@@ -105,6 +105,16 @@ impl AssayDir {
         rows.collect::<Result<_, _>>()
             .with_context(|| format!("`assay {table} --json` writes JSON"))
     }
+
+    /// What the CA decided, by its audit, without what operators did.
+    ///
+    /// # Errors
+    /// The command failed.
+    pub fn decisions(&self) -> Result<Vec<Value>> {
+        let mut audit = self.list("audit")?;
+        audit.retain(|entry| entry["chain"] != "acts");
+        Ok(audit)
+    }
 }
 
 /// A running `assay serve`: embedded broker and worker.

@@ -23,8 +23,11 @@ pub enum Topic {
     CrlOf(Scope, KeyId),
     /// `device/v1/{scope}/{device}/…`: what a provisioned device publishes and receives.
     Device(Scope, DeviceId, String),
-    /// `fleet/v1/{scope}/{device}/event`: what the CA tells operators.
+    /// `fleet/v1/{scope}/{device}/event`: what the CA tells operators of a device.
     Event(Scope, DeviceId),
+    /// `fleet/v1/{scope}/@ca/event`: what it tells them of itself, and of those who are no device
+    /// yet. No device id has this form.
+    EventOfCa(Scope),
     /// `provision/v1/{scope}/{client}/reply`: CA to device.
     Reply(Scope, ClientId),
     /// `provision/v1/{scope}/{client}/request`: device to CA; QoS 1, never retained.
@@ -50,6 +53,7 @@ impl Topic {
             ("device", device, Some(rest)) if is_topic_tail(rest) => {
                 Some(Self::Device(scope, device.parse().ok()?, rest.into()))
             }
+            ("fleet", "@ca", Some("event")) => Some(Self::EventOfCa(scope)),
             ("fleet", device, Some("event")) => Some(Self::Event(scope, device.parse().ok()?)),
             ("provision", client, Some("reply")) => Some(Self::Reply(scope, client.parse().ok()?)),
             ("provision", client, Some("request")) => {
@@ -80,6 +84,7 @@ impl fmt::Display for Topic {
             Self::CrlOf(scope, key) => write!(f, "ca/v1/{scope}/crl/{key}"),
             Self::Device(scope, device, rest) => write!(f, "device/v1/{scope}/{device}/{rest}"),
             Self::Event(scope, device) => write!(f, "fleet/v1/{scope}/{device}/event"),
+            Self::EventOfCa(scope) => write!(f, "fleet/v1/{scope}/@ca/event"),
             Self::Reply(scope, client) => write!(f, "provision/v1/{scope}/{client}/reply"),
             Self::Request(scope, client) => write!(f, "provision/v1/{scope}/{client}/request"),
         }
@@ -105,6 +110,7 @@ mod tests {
             "ca/v1/default/crl",
             "ca/v1/default/crl/00112233445566778899aabbccddeeff00112233",
             "device/v1/default/pump-17/telemetry/temperature",
+            "fleet/v1/default/@ca/event",
             "fleet/v1/default/pump-17/event",
             "provision/v1/default/abc/reply",
             "provision/v1/default/abc/request",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use assay_server::directory::Directory;
 use assay_server::ek_list;
-use assay_server::operations::{documents, pending, replace};
+use assay_server::operations::{documents, replace};
 use assay_server::rfc3339;
 use assay_store::Store;
 use assay_wire::DeviceId;
@@ -56,8 +56,7 @@ fn put(store: &mut dyn Store, device_id: &DeviceId, file: &Path, policy: &Policy
     let (recognised, ek, enrolment) =
         enrolment.with_context(|| format!("{} holds no EK", file.display()))?;
     eprintln!("recognised: {recognised}, {}", ek.key);
-    let operator = pending::operator();
-    let (old, removed) = replace::replace(store, device_id, &ek, enrolment, &operator)?;
+    let (old, removed) = replace::replace(store, device_id, &ek, enrolment)?;
     eprintln!("enrolled as {device_id}; the device gets its certificate when it asks");
     let key = if removed.shared_key { ", its shared key retired" } else { "" };
     eprintln!(

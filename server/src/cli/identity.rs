@@ -262,7 +262,8 @@ fn revoke(directory: &Directory, name: &str, what: What, force: bool) -> Result<
         What::All => name.to_owned(),
         What::Old => format!("the older certificates of {name}"),
     };
-    match identities::revoke(directory, name, what, force, OffsetDateTime::now_utc()) {
+    let store = &mut *directory.store()?;
+    match identities::revoke(directory, store, name, what, force, OffsetDateTime::now_utc()) {
         Ok(0) if what == What::All => eprintln!("{name} was revoked before"),
         Ok(0) => eprintln!("{name} has no older certificate that is good"),
         Ok(_) => eprintln!("revoked {subject}: live connections end within seconds"),

@@ -1,5 +1,6 @@
 //! The command line: what can be asked for, and who does it.
 
+mod audit;
 mod backup;
 mod ceremony;
 mod check;
@@ -101,8 +102,8 @@ enum Command {
     Service(service_ca::Service),
     /// Write the revocation lists, signed now
     Crl(crl::Crl),
-    /// List the newest decisions
-    Audit(list::Audit),
+    /// List decisions and what operators did, verify and export them
+    Audit(audit::Audit),
     /// Say where the CA is on record, and move it
     #[command(subcommand)]
     Store(store::Store),
@@ -147,7 +148,7 @@ impl Cli {
             Command::Root(root) => root.run(&self.dir),
             Command::Service(service) => service.run(&directory()?),
             Command::Crl(crl) => crl.run(&directory()?),
-            Command::Audit(audit) => list::audit(&directory()?, audit),
+            Command::Audit(audit) => audit.run(directory),
             Command::Store(store) => store.run(&directory()?),
             Command::Backup(backup) => backup.run(&directory()?),
             Command::Restore(restore) => restore.run(&self.dir),

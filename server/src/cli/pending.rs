@@ -53,7 +53,7 @@ pub(crate) struct Which {
 impl Pending {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
         let store = &mut *directory.store()?;
-        let (operator, now) = (pending::operator(), OffsetDateTime::now_utc());
+        let now = OffsetDateTime::now_utc();
         match self {
             Self::List(list::Json { json }) => list_all(store, &directory.flaws()?, json),
             Self::Approve { which, name, as_asked } => {
@@ -63,7 +63,7 @@ impl Pending {
                     (None, true) => Naming::AsAsked,
                     (None, false) => Naming::Derived,
                 };
-                let approved = pending::approve(store, &rows, &naming, &operator, now)?;
+                let approved = pending::approve(store, &rows, &naming, now)?;
                 eprintln!("approved: {}", approved.len());
                 for (ek, device_id) in &approved {
                     let device_id = device_id.as_ref().map_or("-", |id| id.as_str());
@@ -80,7 +80,7 @@ impl Pending {
             }
             Self::Refuse { which } => {
                 let rows = which.selection().find(store)?;
-                pending::turn_away(store, &rows, &operator, now)?;
+                pending::turn_away(store, &rows, now)?;
                 eprintln!("refused, and disabled: {}", rows.len());
                 rows.iter().for_each(|row| table::print_line(row.waiting.ek_id));
                 Ok(())

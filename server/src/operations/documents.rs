@@ -230,9 +230,11 @@ pub fn anchor(row: &AnchorRow) -> Value {
     })
 }
 
-/// A decision of the CA.
+/// A decision of the CA, or what an operator did.
 pub fn decision(row: &AuditRow) -> Value {
     json!({
+        "chain": row.chain.name(),
+        "id": row.id,
         "time": rfc3339::microseconds(row.time_us),
         "client": row.client,
         "action": row.action,
@@ -243,5 +245,8 @@ pub fn decision(row: &AuditRow) -> Value {
         "problem": row.code.map(|number| ProblemCode::from_number(number).name()),
         "detail": row.detail,
         "duration_us": row.duration_us,
+        "event": row.event,
+        "serial": row.serial.as_ref().map(hex::encode),
+        "replaced": row.replaced.as_ref().map(hex::encode),
     })
 }

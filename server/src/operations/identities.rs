@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use assay_ca_core::{Authority, KeyAndCertificate};
 use assay_store::{
-    IdentityCertificate, IdentityRole, IdentityRow, NewIdentity, Renewed, StoreError, Which,
+    IdentityCertificate, IdentityRole, IdentityRow, NewIdentity, Renewed, Store, StoreError, Which,
 };
 use assay_wire::{IdentityName, Rights};
 use rustls::pki_types::CertificateDer;
@@ -173,12 +173,12 @@ pub enum Revoke {
 /// There is no such identity, or it is the CA's own.
 pub fn revoke(
     directory: &Directory,
+    store: &mut dyn Store,
     name: &str,
     what: Revoke,
     even_own: bool,
     now: OffsetDateTime,
 ) -> Result<usize, RevokeError> {
-    let store = &mut *directory.store().map_err(RevokeError::Directory)?;
     let unknown = || RevokeError::Unknown { name: name.into() };
     let row = store.identities()?.into_iter().find(|row| row.name == name).ok_or_else(unknown)?;
     let newest = row.newest().map(|newest| newest.sha256);
@@ -205,8 +205,6 @@ pub enum RevokeError {
     Own { holder: &'static str },
     #[error("there is no identity {name}")]
     Unknown { name: String },
-    #[error(transparent)]
-    Directory(anyhow::Error),
     #[error(transparent)]
     Store(#[from] StoreError),
 }

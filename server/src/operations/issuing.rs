@@ -1,6 +1,7 @@
 //! Issuing CAs: the next one is made or brought, all are listed, old ones go.
 
 use std::cmp::Ordering;
+use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -71,7 +72,15 @@ pub fn make(
     // The key first: without a certificate it counts for nothing.
     files.put(&file, &kept.content(), SECRET)?;
     files.put(&name.certificate(), certificate.as_bytes(), PUBLIC)?;
+    directory.note("new-issuing-ca", &made)?;
     Ok(made)
+}
+
+impl fmt::Display for InPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let from = rfc3339::seconds(self.from.unix_timestamp());
+        write!(f, "{}, {}, key {}, from {from} on", self.name, self.subject, self.key_id)
+    }
 }
 
 /// A request for a certificate.
@@ -188,6 +197,7 @@ pub fn install(
             if holder == PENDING {
                 files.remove(&format!("{PENDING}.csr"))?;
             }
+            directory.note("install-issuing-ca", &made)?;
             return Ok(made);
         }
     }
@@ -232,6 +242,7 @@ fn install_for(
             Some(_) => {}
         }
         files.put(&name.certificate(), pem_of("CERTIFICATE", certificate).as_bytes(), PUBLIC)?;
+        directory.note("install-issuing-ca", &made)?;
         return Ok(made);
     }
     bail!("no certificate in the file is for the key that the URI names")
@@ -399,6 +410,7 @@ pub fn remove(
     if row.files == PENDING {
         files.remove(&format!("{PENDING}.csr"))?;
     }
+    directory.note("remove-issuing-ca", &row.files)?;
     Ok(Removed { files: row.files, state: row.state })
 }
 

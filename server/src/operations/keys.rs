@@ -115,6 +115,7 @@ pub fn rotate(
     };
     let file = secret.file(Some(from));
     Files::open(directory.path())?.put(&file, &kept.content(), SECRET)?;
+    directory.note("rotate-key", &file)?;
     Ok(file)
 }
 
@@ -154,6 +155,7 @@ pub fn retire(
         Ok(File::open(path)?.sync_all()?)
     };
     rename().with_context(|| format!("cannot rename {}", path.join(&file).display()))?;
+    directory.note("retire-key", secret.file(None))?;
     Ok(needed)
 }
 

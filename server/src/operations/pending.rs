@@ -1,11 +1,9 @@
 //! EKs about which an operator is asked: which there are, and what the operator answers.
 
-use std::fs;
-
 use anyhow::{Context, Result, bail, ensure};
 use assay_ca_core::{Manufacturer, NamePattern};
-use assay_store::{AuditEntry, Change, NewEnrolment, PendingRow, Store, StoreError, Tags, Whom};
-use assay_wire::{ClientId, DeviceId, EkId};
+use assay_store::{NewEnrolment, PendingRow, Store, StoreError, Tags};
+use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
 /// Which of those that wait are meant.
@@ -83,14 +81,10 @@ pub fn approve(
     store: &mut dyn Store,
     rows: &[PendingRow],
     naming: &Naming,
-    operator: &ClientId,
     now: OffsetDateTime,
 ) -> Result<Vec<(EkId, Option<DeviceId>)>> {
     let new = enrolments(store, rows, naming, now)?;
-    let entry =
-        |new: &NewEnrolment| act("approve", new.ek_id, new.device_id.clone(), operator, now);
-    let audit: Vec<_> = new.iter().map(entry).collect();
-    for result in store.approve(&new, &audit)? {
+    for result in store.approve(&new)? {
         result.context("nothing is approved")?;
     }
     Ok(named(new))
@@ -188,49 +182,9 @@ pub(crate) fn next_free(
 ///
 /// # Errors
 /// The record cannot be written.
-pub fn turn_away(
-    store: &mut dyn Store,
-    rows: &[PendingRow],
-    operator: &ClientId,
-    now: OffsetDateTime,
-) -> Result<()> {
+pub fn turn_away(store: &mut dyn Store, rows: &[PendingRow], now: OffsetDateTime) -> Result<()> {
     let eks: Vec<_> = rows.iter().map(|row| row.waiting.ek_id).collect();
-    let audit: Vec<_> = eks.iter().map(|ek| act("turn-away", *ek, None, operator, now)).collect();
-    Ok(store.turn_away(&eks, &audit, now)?)
-}
-
-fn act(
-    action: &'static str,
-    ek_id: EkId,
-    device_id: Option<DeviceId>,
-    operator: &ClientId,
-    time: OffsetDateTime,
-) -> AuditEntry {
-    AuditEntry {
-        time,
-        client: operator.clone(),
-        action,
-        ek_id: Some(ek_id),
-        device: device_id.map(Whom::Due),
-        // So that refusals of strangers do not push it out.
-        change: Change::Made,
-        refusal: None,
-        duration_us: 0,
-    }
-}
-
-/// Who acts: the user of this process, as `unix:` and the name in /etc/passwd, or else the number.
-pub fn operator() -> ClientId {
-    let uid = rustix::process::getuid().as_raw().to_string();
-    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let mut names = users.lines().filter_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1) == Some(&uid)).then(|| format!("unix:{name}").parse().ok()).flatten()
-    });
-    names.next().unwrap_or_else(|| {
-        format!("unix:{uid}").parse().expect("digits are characters of a client id")
-    })
+    Ok(store.turn_away(&eks, now)?)
 }
 
 /// Enough to name one EK.

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use assay_ca_core::EkIdentity;
-use assay_store::{AuditEntry, Change, NewEnrolment, Removed, Replaced, Replacement, Store, Whom};
-use assay_wire::{ClientId, DeviceId, EkId};
+use assay_store::{NewEnrolment, Removed, Replaced, Replacement, Store};
+use assay_wire::{DeviceId, EkId};
 
 use crate::ek_list;
 
@@ -18,7 +18,6 @@ pub fn replace(
     device_id: &DeviceId,
     ek: &EkIdentity,
     new: NewEnrolment,
-    operator: &ClientId,
 ) -> Result<(EkId, Removed)> {
     let nobody = || format!("no device is called {device_id}; see `assay devices`");
     let old = store.ek_of_device(device_id)?.with_context(nobody)?;
@@ -31,20 +30,8 @@ pub fn replace(
              that by itself (`assay enroll add`), and remove this one (`assay enroll remove`)"
         )
     })?;
-    let time = new.added_at;
-    let entry = |action, ek_id| AuditEntry {
-        time,
-        client: operator.clone(),
-        action,
-        ek_id: Some(ek_id),
-        device: Some(Whom::Due(device_id.clone())),
-        change: Change::Made,
-        refusal: None,
-        duration_us: 0,
-    };
-    let audit = [entry("replaced", old), entry("replace", ek.ek_id)];
     let replacement = Replacement { device_id: device_id.clone(), old, new };
-    match store.replace(&replacement, &audit)?? {
+    match store.replace(&replacement)?? {
         Replaced::Done(removed) => Ok((old, removed)),
         Replaced::NotHeld => bail!("{device_id} was changed at the same time; try again"),
     }

@@ -10,7 +10,7 @@ use assay_ca_core::{MasterSecret, TicketKey};
 use assay_pkcs11::Uri;
 use assay_store::sqlite::Sqlite;
 use assay_store::{
-    Database, ListedAre, Progress, PublishedList, Raised, SharedKeys, Store, TakenOver, copy,
+    Database, Deed, ListedAre, Progress, PublishedList, Raised, SharedKeys, Store, TakenOver, copy,
 };
 use pem::Pem;
 use time::OffsetDateTime;
@@ -20,6 +20,7 @@ use super::signers;
 use crate::age::Identity;
 use crate::backup_file::{self, Manifest};
 use crate::directory::{Directory, empty_directory};
+use crate::operator;
 use crate::random::random;
 use crate::shared_secrets::{KeptSecret, SharedSecret};
 
@@ -124,7 +125,10 @@ pub fn restore(
         }
         let record = staged(Directory::RECORD);
         let mut store = Sqlite::open(&record).context("the record in the backup")?;
+        store.act_as(operator::actor(now));
         let raised = store.raise_epoch(backed_up_at, shared_keys, now)?;
+        let detail = format!("the backup of {backed_up_at}, as epoch {}", raised.epoch);
+        store.note(Deed::of_ca("restore", detail))?;
         let mut restored = Restored {
             backed_up_at,
             restored_at: now,

@@ -67,6 +67,7 @@ pub fn make(directory: &Directory, root_key: Option<&Path>, now: OffsetDateTime)
     let new = make_from(&old.certificate, root_key.unwrap_or(&own), now)?;
     let name = dated::name(STEM, Some(now));
     new.write(&Files::open(directory.path())?, &name)?;
+    directory.note("new-root", &name)?;
     Ok(name)
 }
 
@@ -151,6 +152,7 @@ pub fn install(directory: &Directory, files: &[PathBuf], now: OffsetDateTime) ->
     let [cross, new] = [cross, new].map(|der| pem_of("CERTIFICATE", der));
     own.put(&format!("{name}.cross.pem"), cross.as_bytes(), PUBLIC)?;
     own.put(&format!("{name}.pem"), new.as_bytes(), PUBLIC)?;
+    directory.note("install-root", &name)?;
     Ok(name)
 }
 
@@ -188,6 +190,7 @@ pub fn remove(directory: &Directory, force: bool, now: OffsetDateTime) -> Result
         );
     }
     successor::take_over(directory.path(), &new.name(), &old.name(), &["cross.pem"])?;
+    directory.note("remove-root", old.name())?;
     Ok(asleep)
 }
 

@@ -32,6 +32,7 @@ pub fn make(directory: &Directory, root_key: Option<&Path>, now: OffsetDateTime)
     // The certificate comes last: without it, the key counts for nothing.
     files.put(&format!("{name}.key"), pair.key.as_bytes(), SECRET)?;
     files.put(&format!("{name}.pem"), pair.certificate.as_bytes(), PUBLIC)?;
+    directory.note("new-service-ca", &name)?;
     Ok(name)
 }
 
@@ -130,6 +131,7 @@ pub fn install(directory: &Directory, file: &[u8], now: OffsetDateTime) -> Resul
         };
         files.remove(&request_file)?;
         files.remove(&key_file)?;
+        directory.note("install-service-ca", &name)?;
         return Ok(name);
     }
     bail!(
@@ -182,6 +184,7 @@ pub fn retire(directory: &Directory, force: bool, now: OffsetDateTime) -> Result
         old.join(", ")
     );
     successor::take_over(directory.path(), &dated::name(STEM, Some(from)), STEM, &[])?;
+    directory.note("retire-service-ca", STEM)?;
     Ok(old)
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use assay_ca_core::EkFacts;
-use assay_store::{AuditEntry, Change, Database, NewEnrolment, Whom};
+use assay_store::{Actor, Database, NewEnrolment};
 use assay_wire::{ClientId, EkId, Problem, ProblemCode};
 use crossbeam_channel::Receiver;
 use time::OffsetDateTime;
@@ -141,22 +141,13 @@ fn keep(database: &Database, about: &About, gift: Gift, at: OffsetDateTime) -> R
     let asked = about.ek_id.zip(about.asking.as_ref()).zip(about.device_id());
     let ((ek_id, asking), due) = asked.context("nobody was asked about it")?;
     let mut store = database.open()?;
+    store.act_as(Actor { name: hook_itself(), at });
     let named = device_id.clone().unwrap_or_else(|| due.clone());
     // Only a new device can be named.
     let is_new = asking.wish == Wish::Admit;
     ensure!(is_new || named == *due, "{due} cannot be called {named}: it is registered");
     if is_new && (device_id.is_some() || !tags.is_empty()) {
         let device_id = device_id.filter(|name| name != due);
-        let audit = AuditEntry {
-            time: at,
-            client: hook_itself(),
-            action: "approve",
-            ek_id: Some(ek_id),
-            device: device_id.clone().map(Whom::Due),
-            change: Change::Made,
-            refusal: None,
-            duration_us: 0,
-        };
         let new = NewEnrolment {
             ek_id,
             device_id,
@@ -169,7 +160,7 @@ fn keep(database: &Database, about: &About, gift: Gift, at: OffsetDateTime) -> R
             facts: asking.facts.clone(),
             added_at: at,
         };
-        for result in store.approve(&[new], &[audit])? {
+        for result in store.approve(&[new])? {
             result?;
         }
     }
@@ -179,7 +170,7 @@ fn keep(database: &Database, about: &About, gift: Gift, at: OffsetDateTime) -> R
     Ok(Planner::open(store)?)
 }
 
-/// Who approves, in the audit.
+/// Who acts, in the audit.
 fn hook_itself() -> ClientId {
     "hook".parse().expect("letters are a client id")
 }
@@ -217,7 +208,7 @@ mod tests {
         let kept = |wish, name: &str| {
             let mut about = About::new("challenge");
             about.ek_id = Some([1; 32].into());
-            about.device = Some(Whom::Due("pump-1".parse().unwrap()));
+            about.device = Some(assay_store::Whom::Due("pump-1".parse().unwrap()));
             about.asking = Some(Asking { wish, facts: None });
             let gift = Gift { device_id: Some(name.parse().unwrap()), ..Gift::default() };
             keep(&database, &about, gift, OffsetDateTime::now_utc()).map(drop)

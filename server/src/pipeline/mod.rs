@@ -26,6 +26,7 @@ mod bulletin;
 mod checkpointer;
 mod decide;
 mod decision_log;
+mod events;
 mod examine;
 mod herald;
 mod intake;
@@ -44,6 +45,7 @@ mod queues;
 mod record;
 mod sign;
 mod signatures;
+mod teller;
 mod threads;
 
 use std::sync::Arc;
@@ -238,5 +240,5 @@ const RECEIVE_MAXIMUM: u16 = 1024;
 /// Replies on their way to the broker.
 const WINDOW: u16 = 256;
 /// Messages that wait for a connection: all that the broker may have sent unacknowledged before and
-/// after a reconnect, and as many events.
+/// after a reconnect, twice.
 const OUTBOX: usize = 4 * RECEIVE_MAXIMUM as usize;

@@ -1,4 +1,4 @@
-//! Replies and events on their way to the broker.
+//! Replies, and what is retained for everybody, on their way to the broker.
 
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::Publish;
@@ -37,7 +37,7 @@ struct Message {
 enum Cause {
     /// A request came.
     Request(Delivery),
-    /// The worker sends it by itself, e.g. an event.
+    /// The worker sends it by itself.
     Own { _debt: Debt },
 }
 
@@ -76,13 +76,6 @@ impl Outbox {
     /// requests, whose number is limited.
     pub(super) fn acknowledge(&self, delivery: Delivery) {
         self.post(Letter { message: None, cause: Cause::Request(delivery) });
-    }
-
-    pub(super) fn event(&self, topic: Topic, payload: Vec<u8>) {
-        self.post(Letter {
-            message: Some(Message { topic, payload, retain: false }),
-            cause: self.own(),
-        });
     }
 
     /// Publishes a retained message: for all subscribers, and for those who come later. An empty

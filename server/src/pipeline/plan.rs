@@ -10,11 +10,10 @@ use assay_ca_core::{
     TrustedEk,
 };
 use assay_store::{
-    AnchorsVersion, AuditEntry, Basis, Change, EnrolError, GroupsVersion, IdInQuestion,
-    IkInQuestion, NewEnrolment, Question, Snapshot, Store, StoreError, Tags, WaitingInQuestion,
-    Whom,
+    Actor, AnchorsVersion, Basis, EnrolError, GroupsVersion, IdInQuestion, IkInQuestion,
+    NewEnrolment, Question, Snapshot, Store, StoreError, Tags, WaitingInQuestion, Whom,
 };
-use assay_wire::{Bytes, Configuration, DeviceId, EkId, MAX_SIGNED_CONFIGURATION};
+use assay_wire::{Bytes, Configuration, EkId, MAX_SIGNED_CONFIGURATION};
 use time::OffsetDateTime;
 use tracing::warn;
 
@@ -383,7 +382,7 @@ impl Planner {
             };
             let enrolment = NewEnrolment {
                 ek_id: admitted.ek_id(),
-                device_id: Some(device_id.clone()),
+                device_id: Some(device_id),
                 recognised: format!("group {group}"),
                 reprovision: None,
                 legacy_dps_ek: None,
@@ -393,8 +392,8 @@ impl Planner {
                 facts: admitted.facts().cloned(),
                 added_at: now,
             };
-            let audit = approval(admitted.ek_id(), device_id, group, now);
-            match self.store.approve(&[enrolment], &[audit])?.pop() {
+            self.store.act_as(group_itself(group, now));
+            match self.store.approve(&[enrolment])?.pop() {
                 // Another planner was faster.
                 Some(Err(EnrolError::DeviceIdTaken(..))) => number = found,
                 // Nor is it an error if that was for the same EK.
@@ -433,23 +432,9 @@ impl Planner {
     }
 }
 
-/// The audit of a name that a group gave.
-fn approval(
-    ek_id: EkId,
-    device_id: DeviceId,
-    group: &GroupName,
-    time: OffsetDateTime,
-) -> AuditEntry {
-    AuditEntry {
-        time,
-        client: format!("group:{group}").parse().expect("names of groups are short"),
-        action: "approve",
-        ek_id: Some(ek_id),
-        device: Some(Whom::Due(device_id)),
-        change: Change::Made,
-        refusal: None,
-        duration_us: 0,
-    }
+/// Who acts, in the audit, if a group gives a name.
+fn group_itself(group: &GroupName, at: OffsetDateTime) -> Actor {
+    Actor { name: format!("group:{group}").parse().expect("names of groups are short"), at }
 }
 
 /// How late it is noticed at most that a group has a free place again.

@@ -24,7 +24,7 @@ use super::plan::Planner;
 use super::planned::Planned;
 use super::pulse::Pulse;
 use super::queues::{Queues, Work};
-use super::record::{Write, announce};
+use super::record::Write;
 use super::signatures::{Placed, Signatures, ToBeSigned};
 use crate::ca::Ca;
 use crate::clock::Gate;
@@ -207,7 +207,6 @@ impl Decided {
             Outcome::Answered(reply) => {
                 let audit = about.audit(&job, None);
                 log.decision(&audit);
-                announce(&reply, &audit, outbox);
                 outbox.reply(job, reply);
                 _ = writes.send(Write::Audit(audit));
             }

@@ -7,7 +7,7 @@ use assay_ca_core::EkFacts;
 use assay_store::{
     Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError, Waiting, record_each,
 };
-use assay_wire::{DeviceId, EkId, ReplyBody, Topic};
+use assay_wire::{EkId, ReplyBody};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tracing::{error, info};
 
@@ -136,7 +136,6 @@ fn commit(
 fn answer(planned: Planned, outbox: &Outbox, log: &DecisionLog) {
     let Planned { job, issued, audit, .. } = planned;
     log.decision(&audit);
-    announce(&issued.reply, &audit, outbox);
     outbox.reply(job, issued.reply);
 }
 
@@ -152,17 +151,6 @@ fn plan_again(planned: Planned, again: &Sender<Box<Planned>>, outbox: &Outbox) {
         }
     };
     outbox.reply(planned.job, ReplyBody::Problem(contended()));
-}
-
-/// Tells operators of the certificate of a device that proved itself. The subject of a sealed
-/// certificate is confidential, so there is no event for one. There is none for a renewal either:
-/// the device is the same.
-pub(super) fn announce(reply: &ReplyBody, audit: &AuditEntry, outbox: &Outbox) {
-    if let (ReplyBody::Certificate(_), Some(device_id), "certify") =
-        (reply, audit.proven(), audit.action)
-    {
-        outbox.event(Topic::Event(outbox.scope.clone(), device_id.clone()), event(device_id));
-    }
 }
 
 /// What is revoked and forgotten, and when.
@@ -182,13 +170,6 @@ impl Pruning {
         }
         Ok(pruned.more)
     }
-}
-
-/// What operators hear of a certificate.
-fn event(device_id: &DeviceId) -> Vec<u8> {
-    serde_json::json!({ "event": "certified", "device_id": device_id.as_str() })
-        .to_string()
-        .into_bytes()
 }
 
 /// Requests in one transaction. A longer batch gains nothing, and only delays the first request in

@@ -20,7 +20,8 @@ use super::pulse::Heart;
 use super::queues::{QUEUE, Queues};
 use super::record::Pruning;
 use super::signatures::Signatures;
-use super::{WorkerConfig, WorkerError, authorise, checkpointer, herald, record};
+use super::teller::Teller;
+use super::{WorkerConfig, WorkerError, authorise, checkpointer, herald, record, teller};
 use crate::clock::Look;
 use crate::hook::ASKERS;
 
@@ -122,6 +123,13 @@ impl Threads {
             (config.outfit.clone(), Arc::clone(&config.gate), stopped.clone());
         // Nobody waits for its end: a token may not answer, and leaves nothing undone.
         _ = threads.run("key-watch".into(), move || keys.run(outfit, &gate, &keys_stopped));
+        let teller = Teller {
+            broker: config.broker.clone(),
+            outfit: config.outfit.clone(),
+            store: store()?,
+        };
+        let teller_stopped = stopped.clone();
+        threads.spawn("teller".into(), move || teller::run(teller, &teller_stopped));
         let mut store = store()?;
         threads.spawn("checkpointer".into(), move || checkpointer::run(&mut *store, &stopped));
         Ok(threads)

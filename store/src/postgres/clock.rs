@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 use super::columns::time;
 use super::connection::Postgres;
 use crate::clock::Clocks;
+use crate::deeds;
 use crate::error::StoreError;
 
 impl Postgres {
@@ -21,7 +22,10 @@ impl Postgres {
     }
 
     pub(super) fn accept(&mut self, now: OffsetDateTime) -> Result<(), StoreError> {
-        self.write(|session| session.execute(ACCEPT, &[&now.unix_timestamp()]).map(drop))
+        self.act(|session, done| {
+            done.push(deeds::clock_accepted());
+            session.execute(ACCEPT, &[&now.unix_timestamp()]).map(drop)
+        })
     }
 }
 

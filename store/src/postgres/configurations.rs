@@ -9,6 +9,7 @@ use crate::configurations::{
     ConfigurationChanges, ConfigurationRow, DueConfiguration, device, due, key, least_revision,
     news, revision,
 };
+use crate::deeds;
 use crate::error::StoreError;
 
 impl Postgres {
@@ -18,13 +19,14 @@ impl Postgres {
         document: Option<&[u8]>,
         now: OffsetDateTime,
     ) -> Result<Option<u64>, StoreError> {
-        self.write(|session| {
+        self.act(|session, done| {
             let key = key(target);
             if document.is_none() && !session.query_one(EXISTS, &[&key])?.get::<_, bool>(0) {
                 return Ok(None);
             }
             let next: i64 = session.query_one(NEXT, &[&least_revision(now)])?.get(0);
             session.execute(PUT, &[&key, &next, &document, &now.unix_timestamp()])?;
+            done.push(deeds::configured(target, document, next));
             revision(next).map(Some)
         })
     }

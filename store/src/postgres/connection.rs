@@ -8,18 +8,21 @@ use postgres::error::SqlState;
 
 use super::session::{Attempt, Mark, Session};
 use super::settings::Settings;
+use crate::audit::Actor;
 use crate::error::StoreError;
 
 /// One connection to PostgreSQL. Each thread has its own.
 pub struct Postgres {
     settings: Settings,
     session: Option<Session>,
+    /// Who acts with it, if an operator does.
+    pub(super) actor: Option<Actor>,
 }
 
 impl Postgres {
     /// The connection is made when it is first used.
     pub(super) fn new(settings: &Settings) -> Self {
-        Self { settings: settings.clone(), session: None }
+        Self { settings: settings.clone(), session: None, actor: None }
     }
 
     /// Reads with one statement.

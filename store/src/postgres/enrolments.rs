@@ -8,13 +8,13 @@ use assay_wire::{DeviceId, EkId};
 use postgres::Row;
 use time::OffsetDateTime;
 
-use super::audit::add_to_audit;
 use super::columns::{device_id, ek_facts, ek_id, optional, optional_small, parsed, small};
 use super::connection::Postgres;
 use super::pending::forget;
 use super::session::Session;
 use super::shared_keys::retire;
-use crate::audit::AuditEntry;
+use crate::audit::Deed;
+use crate::deeds;
 use crate::enrolments::{
     EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement,
     Tags, Tenure, decide,
@@ -24,27 +24,24 @@ use crate::facts;
 
 impl Postgres {
     pub(super) fn enroll_all(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
-        self.write(|session| {
+        self.act(|session, done| {
             let (results, known) = judge(session, new)?;
             if results.iter().all(Result::is_ok) {
                 put_on_list(session, new, &results, &known)?;
+                done.extend(deeds::enrolled(new, &results));
             }
             Ok(results)
         })
     }
 
-    pub(super) fn approve_all(
-        &mut self,
-        new: &[NewEnrolment],
-        audit: &[AuditEntry],
-    ) -> Result<EnrolResults, StoreError> {
+    pub(super) fn approve_all(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
         let eks: Vec<_> = new.iter().map(|new| new.ek_id).collect();
-        self.write(|session| {
+        self.act(|session, done| {
             let (results, known) = judge(session, new)?;
             if results.iter().all(Result::is_ok) {
                 put_on_list(session, new, &results, &known)?;
                 forget(session, &eks)?;
-                add_to_audit(session, &audit.iter().collect::<Vec<_>>())?;
+                done.extend(deeds::approved(new));
             }
             Ok(results)
         })
@@ -60,10 +57,12 @@ impl Postgres {
         reprovision: Option<Reprovision>,
         plain_srk: Option<bool>,
     ) -> Result<bool, StoreError> {
-        let reprovision = reprovision.map(Reprovision::name);
-        self.write(|session| {
-            let changed =
-                session.execute(CHANGE, &[&&ek.as_bytes()[..], &reprovision, &plain_srk])?;
+        let policy = reprovision.map(Reprovision::name);
+        self.act(|session, done| {
+            let changed = session.execute(CHANGE, &[&&ek.as_bytes()[..], &policy, &plain_srk])?;
+            if changed == 1 {
+                done.push(deeds::updated(ek, reprovision, plain_srk));
+            }
             Ok(changed == 1)
         })
     }
@@ -73,36 +72,35 @@ impl Postgres {
         ek: &EkId,
         now: OffsetDateTime,
     ) -> Result<Option<Removed>, StoreError> {
-        self.write(|session| remove(session, ek, now))
+        self.act(|session, done| remove(session, ek, now, done))
     }
 
     pub(super) fn replace_ek(
         &mut self,
         replacement: &Replacement,
-        audit: &[AuditEntry],
     ) -> Result<Result<Replaced, EnrolError>, StoreError> {
         let Replacement { device_id, old, new } = replacement;
-        self.write(|session| {
+        self.act(|session, done| {
             let held = session.query(HOLDERS, &[&vec![device_id.as_str()]])?;
             if held.first().map(|row| ek_id(row, 1)).transpose()? != Some(*old) {
                 return Ok(Ok(Replaced::NotHeld));
             }
-            let rows = session.query(KNOWN, &[&vec![&old.as_bytes()[..]]])?;
-            let known = rows.first().map(enrolment_row).transpose()?;
-            let enrolment = [replacement.enrolment(known.as_ref())];
+            let enrolment = [replacement.enrolment(known(session, old)?.as_ref())];
             // As long as the old one holds the id, that is the only thing that may be wrong.
             match judge(session, &enrolment)?.0.pop() {
                 Some(Err(EnrolError::DeviceIdTaken(_, holder))) if holder == *old => {}
                 Some(Err(error)) => return Ok(Err(error)),
                 Some(Ok(_)) | None => return Ok(Ok(Replaced::NotHeld)),
             }
-            let removed = remove(session, old, new.added_at)?.unwrap_or_default();
+            let ended = session.query_opt(IN_FORCE, &[&&old.as_bytes()[..]])?;
+            let ended = ended.map(|row| row.get(0));
+            let removed = remove(session, old, new.added_at, &mut Vec::new())?.unwrap_or_default();
             let (results, known) = judge(session, &enrolment)?;
             put_on_list(session, &enrolment, &results, &known)?;
             let disabled = (vec![&old.as_bytes()[..]], vec![new.added_at.unix_timestamp()]);
             session.execute(DISABLE, &[&disabled.0, &disabled.1])?;
             forget(session, &[new.ek_id])?;
-            add_to_audit(session, &audit.iter().collect::<Vec<_>>())?;
+            done.extend(deeds::replaced(replacement, ended));
             Ok(Ok(Replaced::Done(removed)))
         })
     }
@@ -123,10 +121,7 @@ impl Postgres {
     }
 
     pub(super) fn enrolment_of(&mut self, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
-        self.read(|session| {
-            let rows = session.query(KNOWN, &[&vec![&ek.as_bytes()[..]]])?;
-            rows.first().map(enrolment_row).transpose()
-        })
+        self.read(|session| known(session, ek))
     }
 
     pub(super) fn is_on_list(&mut self, ek: &EkId) -> Result<bool, StoreError> {
@@ -147,23 +142,40 @@ impl Postgres {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         let bytes = &ek.as_bytes()[..];
-        self.write(|session| {
+        self.act(|session, done| {
             let changed = if disabled {
                 session.execute(DISABLE, &[&vec![bytes], &vec![now.unix_timestamp()]])?
             } else {
                 session.execute("DELETE FROM disabled_eks WHERE ek_id = $1", &[&bytes])?
             };
+            if changed == 1 {
+                done.push(deeds::switched(ek, device_of(session, ek)?, disabled));
+            }
             Ok(changed == 1)
         })
     }
+}
+
+/// What is known of an EK.
+fn known(session: &mut Session, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
+    let rows = session.query(KNOWN, &[&vec![&ek.as_bytes()[..]]])?;
+    rows.first().map(enrolment_row).transpose()
+}
+
+/// The device id that an EK has, by registration or by enrolment.
+pub(super) fn device_of(session: &mut Session, ek: &EkId) -> Result<Option<DeviceId>, StoreError> {
+    Ok(known(session, ek)?.and_then(|known| known.device_id))
 }
 
 fn remove(
     session: &mut Session,
     ek: &EkId,
     now: OffsetDateTime,
+    done: &mut Vec<Deed>,
 ) -> Result<Option<Removed>, StoreError> {
     let (bytes, at) = (&ek.as_bytes()[..], now.unix_timestamp());
+    let device = device_of(session, ek)?;
+    let in_force = session.query_opt(IN_FORCE, &[&bytes])?.map(|row| row.get(0));
     session.execute(LEAVE, &[&bytes, &at])?;
     let enrolments = session.execute("DELETE FROM enrolments WHERE ek_id = $1", &[&bytes])?;
     let devices = session.execute("DELETE FROM devices WHERE ek_id = $1", &[&bytes])?;
@@ -174,6 +186,9 @@ fn remove(
         shared_key: retire(session, ek)?,
     };
     let is_known = enrolments + devices > 0 || removed != Removed::default();
+    if is_known {
+        done.push(deeds::removed(ek, device, removed, in_force));
+    }
     Ok(is_known.then_some(removed))
 }
 
@@ -374,6 +389,8 @@ const HOLDERS: &str = "SELECT device_id, ek_id FROM (
 const IS_ON_LIST: &str = "SELECT EXISTS (SELECT FROM enrolments WHERE ek_id = $1)";
 const CHANGE: &str = "UPDATE enrolments SET reprovision = coalesce($2::text, reprovision),
     plain_srk = coalesce($3::bool, plain_srk) WHERE ek_id = $1";
+const IN_FORCE: &str = "SELECT serial FROM certificates
+    WHERE ek_id = $1 AND (CASE WHEN status = 'active' THEN 1 END) = 1";
 const LEAVE: &str = "INSERT INTO former_eks (device_id, ek_id, since, until)
     SELECT device_id, ek_id, registered_at, $2::int8 FROM devices WHERE ek_id = $1";
 const HISTORY: &str = "SELECT ek_id, since, until FROM (

@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 use super::columns::{small, time};
 use super::connection::Postgres;
 use super::session::Session;
+use crate::deeds;
 use crate::epoch::{Epoch, ListedAre, PublishedList, Restored, TakenOver, status};
 use crate::error::StoreError;
 use crate::random::random_bytes;
@@ -15,7 +16,13 @@ impl Postgres {
     }
 
     pub(super) fn let_serve(&mut self, now: OffsetDateTime) -> Result<bool, StoreError> {
-        self.write(|session| Ok(session.execute(RESUME, &[&now.unix_timestamp()])? > 0))
+        self.act(|session, done| {
+            let is_resumed = session.execute(RESUME, &[&now.unix_timestamp()])? > 0;
+            if is_resumed {
+                done.push(deeds::resumed());
+            }
+            Ok(is_resumed)
+        })
     }
 
     pub(super) fn take_list_over(
@@ -29,7 +36,7 @@ impl Postgres {
         // Ids of no EK, and digests of no certificate.
         let random: Vec<_> = serials.iter().map(|_| random_bytes::<32>().to_vec()).collect();
         let until = until.unix_timestamp();
-        self.write(|session| {
+        self.act(|session, done| {
             // The list may be long, and these statements are not of the hot path.
             session.client.batch_execute(PLAN_FREELY)?;
             let taken = match list.about {
@@ -49,6 +56,7 @@ impl Postgres {
                 }
             };
             session.execute(RAISE, &[&i64::from(list.number)])?;
+            done.push(deeds::list_taken_over(list, &taken));
             Ok(taken)
         })
     }

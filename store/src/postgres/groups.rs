@@ -5,6 +5,7 @@ use assay_wire::EkId;
 use time::OffsetDateTime;
 
 use super::connection::Postgres;
+use crate::deeds;
 use crate::error::StoreError;
 use crate::groups::{Columns, GroupsVersion, PLACE_FRESH, PLACE_KEPT, read};
 
@@ -35,12 +36,13 @@ impl Postgres {
             answers.push(answer);
             rules.push(rule);
         }
-        self.write(|session| {
+        self.act(|session, done| {
             if session.execute(NEXT_VERSION, &[&seen.0])? == 0 {
                 return Ok(false);
             }
             session.execute("DELETE FROM admission_groups", &[])?;
             session.execute(ADD, &[&places, &names, &answers, &rules])?;
+            done.push(deeds::groups_set(groups));
             Ok(true)
         })
     }

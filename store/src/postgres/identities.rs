@@ -7,6 +7,7 @@ use super::columns::array;
 use super::connection::Postgres;
 use super::session::Session;
 use crate::certificates::CertificateStatus;
+use crate::deeds;
 use crate::error::StoreError;
 use crate::identities::{
     IdentityCertificate, IdentityCertificateRow, IdentityRole, IdentityRow, NewIdentity, Renewed,
@@ -21,10 +22,11 @@ impl Postgres {
     ) -> Result<bool, StoreError> {
         let NewIdentity { name, role, rights, certificate } = identity;
         let [publish, subscribe] = columns(rights);
-        self.write(|session| {
+        self.act(|session, done| {
             let rows = session.execute(ADD, &[name, &role.name(), &publish, &subscribe])?;
             if rows == 1 {
                 add_certificate(session, name, certificate, now)?;
+                done.push(deeds::identity_added(identity));
             }
             Ok(rows == 1)
         })
@@ -36,13 +38,14 @@ impl Postgres {
         certificate: &IdentityCertificate,
         now: OffsetDateTime,
     ) -> Result<Renewed, StoreError> {
-        self.write(|session| {
+        self.act(|session, done| {
             let good = session.query_opt(GOOD, &[&name])?.map(|row| row.get::<_, i64>(0));
             match good {
                 None => Ok(Renewed::Unknown),
                 Some(0) => Ok(Renewed::Revoked),
                 Some(_) => {
                     add_certificate(session, name, certificate, now)?;
+                    done.push(deeds::identity_renewed(name, certificate));
                     Ok(Renewed::Done)
                 }
             }
@@ -51,7 +54,13 @@ impl Postgres {
 
     pub(super) fn put_rights(&mut self, name: &str, rights: &Rights) -> Result<bool, StoreError> {
         let [publish, subscribe] = columns(rights);
-        self.write(|session| Ok(session.execute(SET_RIGHTS, &[&name, &publish, &subscribe])? == 1))
+        self.act(|session, done| {
+            let is_set = session.execute(SET_RIGHTS, &[&name, &publish, &subscribe])? == 1;
+            if is_set {
+                done.push(deeds::rights_set(name, rights));
+            }
+            Ok(is_set)
+        })
     }
 
     pub(super) fn end_identity(
@@ -61,12 +70,14 @@ impl Postgres {
         now: OffsetDateTime,
     ) -> Result<Option<usize>, StoreError> {
         let [except, only] = which.digests().map(|digest| digest.map(|sha256| &sha256[..]));
-        self.write(|session| {
+        self.act(|session, done| {
             if !session.query_one(EXISTS, &[&name])?.get::<_, bool>(0) {
                 return Ok(None);
             }
             let rows = session.execute(REVOKE, &[&name, &except, &now.unix_timestamp(), &only])?;
-            usize::try_from(rows).map(Some).map_err(StoreError::unreadable)
+            let rows = usize::try_from(rows).map_err(StoreError::unreadable)?;
+            done.push(deeds::identity_revoked(name, which, rows));
+            Ok(Some(rows))
         })
     }
 

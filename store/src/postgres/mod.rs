@@ -20,6 +20,7 @@ mod connection;
 pub(crate) mod dump;
 mod enrolments;
 mod epoch;
+mod events;
 mod groups;
 mod identities;
 mod migrations;
@@ -33,7 +34,7 @@ mod shared_keys;
 mod snapshots;
 mod trust;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::time::Duration;
 
 use assay_ca_core::{Groups, Place, Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
@@ -41,8 +42,9 @@ use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
-use crate::audit::{AuditEntry, AuditRow};
+use crate::audit::{Actor, AuditRow, Deed};
 use crate::certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, InForce};
+use crate::chain::Walked;
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::contract::Store;
@@ -51,6 +53,7 @@ use crate::enrolments::{
 };
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::events::{Teller, Told, Untold};
 use crate::groups::GroupsVersion;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::pending::PendingRow;
@@ -183,9 +186,8 @@ impl Store for Postgres {
     fn replace(
         &mut self,
         replacement: &Replacement,
-        audit: &[AuditEntry],
     ) -> Result<Result<Replaced, EnrolError>, StoreError> {
-        self.replace_ek(replacement, audit)
+        self.replace_ek(replacement)
     }
 
     fn history(&mut self, device: &DeviceId) -> Result<Vec<Tenure>, StoreError> {
@@ -221,21 +223,12 @@ impl Store for Postgres {
         self.all_pending()
     }
 
-    fn approve(
-        &mut self,
-        new: &[NewEnrolment],
-        audit: &[AuditEntry],
-    ) -> Result<EnrolResults, StoreError> {
-        self.approve_all(new, audit)
+    fn approve(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        self.approve_all(new)
     }
 
-    fn turn_away(
-        &mut self,
-        eks: &[EkId],
-        audit: &[AuditEntry],
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        self.turn_eks_away(eks, audit, now)
+    fn turn_away(&mut self, eks: &[EkId], now: OffsetDateTime) -> Result<(), StoreError> {
+        self.turn_eks_away(eks, now)
     }
 
     fn enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError> {
@@ -446,8 +439,39 @@ impl Store for Postgres {
         self.take_list_over(list, until)
     }
 
+    fn act_as(&mut self, actor: Actor) {
+        self.actor = Some(actor);
+    }
+
+    fn note(&mut self, deed: Deed) -> Result<(), StoreError> {
+        self.act(|_, done| {
+            done.push(deed.clone());
+            Ok(())
+        })
+    }
+
+    fn untold(&mut self, from: Told, count: u32) -> Result<Untold, StoreError> {
+        self.not_told(from, count)
+    }
+
+    fn mark_told(
+        &mut self,
+        told: Told,
+        teller: &Teller,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        self.have_told(told, teller, now)
+    }
+
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError> {
-        self.newest_decisions(count)
+        self.newest_entries(count)
+    }
+
+    fn walk_audit(
+        &mut self,
+        each: &mut (dyn FnMut(Walked) -> ControlFlow<()> + Send),
+    ) -> Result<(), StoreError> {
+        self.walk(each)
     }
 
     fn prune(&mut self, retention: &Retention, now: OffsetDateTime) -> Result<Pruned, StoreError> {

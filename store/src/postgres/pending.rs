@@ -1,17 +1,16 @@
 //! EKs about which an operator is asked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use assay_wire::{DeviceId, EkId};
 use postgres::Row;
 use time::OffsetDateTime;
 
-use super::audit::add_to_audit;
 use super::columns::{device_id, ek_facts, ek_id, parsed, time};
 use super::connection::Postgres;
 use super::enrolments::DISABLE;
 use super::session::Session;
-use crate::audit::AuditEntry;
+use crate::deeds;
 use crate::error::StoreError;
 use crate::facts;
 use crate::pending::{MAX_PENDING, PendingRow, Waiting};
@@ -24,24 +23,26 @@ impl Postgres {
     pub(super) fn turn_eks_away(
         &mut self,
         eks: &[EkId],
-        audit: &[AuditEntry],
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
         let bytes: Vec<_> = eks.iter().map(|ek| &ek.as_bytes()[..]).collect();
         let times = vec![now.unix_timestamp(); eks.len()];
-        self.write(|session| {
+        self.act(|session, done| {
             session.execute(DISABLE, &[&bytes, &times])?;
-            forget(session, eks)?;
-            add_to_audit(session, &audit.iter().collect::<Vec<_>>())
+            done.extend(deeds::turned_away(eks));
+            forget(session, eks)
         })
     }
 }
 
 /// Notes what was asked, of each EK the last, but the device id that was asked for first. Those that
-/// were not heard of for longest make way.
-pub(super) fn ask(session: &mut Session, waiting: &[&Waiting]) -> Result<(), StoreError> {
+/// were not heard of for longest make way. Returns those that are new.
+pub(super) fn ask(
+    session: &mut Session,
+    waiting: &[&Waiting],
+) -> Result<HashSet<EkId>, StoreError> {
     if waiting.is_empty() {
-        return Ok(());
+        return Ok(HashSet::new());
     }
     let last: HashMap<_, _> =
         waiting.iter().map(|waiting| (&waiting.ek_id.as_bytes()[..], *waiting)).collect();
@@ -56,9 +57,9 @@ pub(super) fn ask(session: &mut Session, waiting: &[&Waiting]) -> Result<(), Sto
         devices.push(first[ek].device_id.as_ref().map(DeviceId::as_str));
         times.push(waiting.asked_at.unix_timestamp());
     }
-    session.execute(ASK, &[&eks, &known, &flows, &devices, &times])?;
+    let rows = session.query(ASK, &[&eks, &known, &flows, &devices, &times])?;
     session.execute(MAKE_WAY, &[&MAX_PENDING])?;
-    Ok(())
+    rows.iter().filter(|row| row.get(1)).map(|row| ek_id(row, 0)).collect()
 }
 
 /// Nobody is asked about these EKs any more.
@@ -87,12 +88,14 @@ const ALL: &str = "SELECT ek_id, facts, flow, device_id, first_seen, last_seen
       AND NOT EXISTS (SELECT FROM devices x WHERE x.ek_id = p.ek_id)
       AND NOT EXISTS (SELECT FROM disabled_eks x WHERE x.ek_id = p.ek_id)
     ORDER BY first_seen, ek_id";
+/// A row that was there is locked before it is changed, so it has an `xmax`.
 const ASK: &str = "INSERT INTO pending (ek_id, facts, flow, device_id, first_seen, last_seen)
     SELECT ek, facts, flow, device, at, at
     FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::int8[])
          n(ek, facts, flow, device, at)
     ON CONFLICT (ek_id) DO UPDATE SET facts = excluded.facts, flow = excluded.flow,
-        last_seen = excluded.last_seen";
+        last_seen = excluded.last_seen
+    RETURNING ek_id, xmax = 0";
 const MAKE_WAY: &str = "DELETE FROM pending WHERE ek_id IN (
         SELECT ek_id FROM pending ORDER BY last_seen, first_seen
         LIMIT greatest(0, (SELECT count(*) FROM pending) - $1::int8))";

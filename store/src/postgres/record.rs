@@ -2,12 +2,12 @@
 //!
 //! A batch of any length costs the same few statements, because each statement works on arrays.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use assay_ca_core::{Assurance, QUOTA_PERIOD};
 use assay_wire::Scope;
 
-use super::audit::add_to_audit;
+use super::audit::append;
 use super::connection::Postgres;
 use super::enrolments::learn;
 use super::pending::ask;
@@ -15,6 +15,7 @@ use super::scope::check_scope;
 use super::session::Session;
 use super::snapshots::{Answer, Der, answers};
 use crate::act::{Act, Entry, Question, Recorded, Snapshot};
+use crate::audit::{AuditRow, Effect, Waited};
 use crate::error::StoreError;
 use crate::writes::{
     NewCertificate, NewDevice, NewOffer, NewUse, Planned, Write, active_ik, is_same, touched,
@@ -37,8 +38,9 @@ impl Postgres {
         self.write(|session| {
             check_scope(session, scope)?;
             let mut recorded = vec![Recorded::Done; entries.len()];
+            let mut effects = vec![Effect::default(); entries.len()];
             for group in &groups {
-                for stale in record(session, group)? {
+                for stale in record(session, group, &mut effects)? {
                     recorded[stale] = Recorded::Stale;
                 }
             }
@@ -46,15 +48,24 @@ impl Postgres {
                 Act::Ask(waiting) => Some(waiting),
                 _ => None,
             });
-            ask(session, &asked.collect::<Vec<_>>())?;
+            let mut new = ask(session, &asked.collect::<Vec<_>>())?;
+            for (entry, effect) in entries.iter().zip(&mut effects) {
+                if let Act::Ask(waiting) = &entry.act
+                    && new.remove(&waiting.ek_id)
+                {
+                    effect.event = Some("pending");
+                }
+            }
             let learnt = entries.iter().filter_map(|entry| match &entry.act {
                 Act::Learn(ek, facts) => Some((*ek, facts.clone())),
                 _ => None,
             });
             learn(session, learnt)?;
-            let done = entries.iter().zip(&recorded).filter(|(_, is)| **is == Recorded::Done);
-            let audits: Vec<_> = done.filter_map(|(entry, _)| entry.audit.as_ref()).collect();
-            add_to_audit(session, &audits)?;
+            let done = entries.iter().zip(&recorded).zip(effects);
+            let rows = done.filter(|((_, is), _)| **is == Recorded::Done).filter_map(
+                |((entry, _), effect)| Some(AuditRow::of_decision(entry.audit.as_ref()?, effect)),
+            );
+            append(session, rows.collect())?;
             Ok(recorded)
         })
     }
@@ -86,19 +97,29 @@ struct Holding<'a> {
     answer: &'a Answer,
 }
 
-/// Records the entries whose basis still holds, and returns the places of the others.
-fn record(session: &mut Session, group: &[Placed<'_>]) -> Result<Vec<usize>, StoreError> {
+/// Records the entries whose basis still holds, says in `effects` what they do, and returns the
+/// places of the others.
+fn record(
+    session: &mut Session,
+    group: &[Placed<'_>],
+    effects: &mut [Effect],
+) -> Result<Vec<usize>, StoreError> {
     let questions: Vec<_> = group.iter().map(|(_, planned)| &planned.question).collect();
     let answers = answers(session, &questions, Der::Without)?;
     let waiting = waiting(session, group)?;
     let (mut holding, mut stale) = (Vec::new(), Vec::new());
     for ((place, Planned { basis, write, .. }), answer) in group.iter().zip(&answers) {
         let is_as_it_was = basis.is_none_or(|basis| is_same(&basis.snapshot, &answer.snapshot));
-        let waits = match write {
-            Write::Activation(activation) => waiting.contains(&activation.serial[..]),
-            _ => true,
+        let waited = match write {
+            Write::Activation(activation) => waiting.get(&activation.serial[..]),
+            _ => None,
         };
+        let waits = waited.is_some() || !matches!(write, Write::Activation(_));
         if is_as_it_was && waits {
+            let records = &answer.snapshot.records;
+            let ik_id = active_ik(records).unwrap_or_default().to_vec();
+            let replaced = answer.active.clone().map(|serial| (serial, ik_id));
+            effects[*place] = write.effect(records.registration.is_none(), waited, replaced);
             holding.push(Holding { write, answer });
         } else {
             stale.push(*place);
@@ -116,8 +137,12 @@ fn record(session: &mut Session, group: &[Placed<'_>]) -> Result<Vec<usize>, Sto
     Ok(stale)
 }
 
-/// The serial numbers of the certificates that are to come into force and still wait for that.
-fn waiting(session: &mut Session, group: &[Placed<'_>]) -> Result<HashSet<Vec<u8>>, StoreError> {
+/// The certificates that are to come into force and still wait for that, by serial number. One that
+/// waits for its whole life was renewed; the others were sealed.
+fn waiting(
+    session: &mut Session,
+    group: &[Placed<'_>],
+) -> Result<HashMap<Vec<u8>, Waited>, StoreError> {
     let serials: Vec<_> = group
         .iter()
         .filter_map(|(_, planned)| match &planned.write {
@@ -126,10 +151,12 @@ fn waiting(session: &mut Session, group: &[Placed<'_>]) -> Result<HashSet<Vec<u8
         })
         .collect();
     if serials.is_empty() {
-        return Ok(HashSet::new());
+        return Ok(HashMap::new());
     }
     let rows = session.query(WAITING, &[&serials])?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    let waited =
+        rows.iter().map(|row| (row.get(0), Waited { sealed: row.get(1), ik_id: row.get(2) }));
+    Ok(waited.collect())
 }
 
 fn register(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
@@ -346,7 +373,8 @@ fn expect(rows: u64, count: usize, otherwise: &'static str) -> Result<(), StoreE
 
 /// The condition on the status is none that an index has. On a table that was small when the
 /// statement was planned, PostgreSQL would read the whole index of certificates that wait.
-const WAITING: &str = "SELECT serial FROM certificates
+const WAITING: &str = "SELECT serial, coalesce(confirm_by < not_after, true), ik_id
+    FROM certificates
     WHERE serial = ANY($1::bytea[]) AND (CASE WHEN status = 'unconfirmed' THEN 1 END) = 1";
 const REGISTER: &str = "INSERT INTO devices (device_id, ek_id, assurance, registered_at)
     SELECT * FROM unnest($1::text[], $2::bytea[], $3::text[], $4::int8[])";

@@ -6,6 +6,7 @@ use assay_ca_core::{CLOCK_SKEW, RevocationReason, Revoked};
 use fallible_iterator::FallibleIterator;
 use time::OffsetDateTime;
 
+use super::audit::prune_audit;
 use super::columns::{array, small, time};
 use super::connection::{Postgres, apart};
 use super::session::Session;
@@ -103,12 +104,22 @@ impl Postgres {
     ) -> Result<Pruned, StoreError> {
         let Expiries { never_confirmed, once_in_force } = retention.expiries(now);
         let offered = (now - retention.unused_offers()).unix_timestamp();
-        let kept = i64::from(retention.audit());
+        let bounds = retention.audit_bounds(now);
         // Most often there is nothing to do, and this look keeps nobody from writing.
         let has_to = self.read(|session| {
             Ok(has_overdue(session, now)?
                 || session
-                    .query_one(HAS_TO_PRUNE, &[&never_confirmed, &once_in_force, &offered, &kept])?
+                    .query_one(
+                        HAS_TO_PRUNE,
+                        &[
+                            &never_confirmed,
+                            &once_in_force,
+                            &offered,
+                            &bounds.kept,
+                            &bounds.decisions_us,
+                            &bounds.acts_us,
+                        ],
+                    )?
                     .get(0))
         })?;
         if !has_to {
@@ -120,16 +131,15 @@ impl Postgres {
             let never = session.execute(PRUNE_NEVER_CONFIRMED, &[&never_confirmed, &BATCH])?;
             let ended = session.execute(PRUNE_ENDED, &[&once_in_force, &BATCH])?;
             let offers = session.execute(PRUNE_OFFERS, &[&offered, &BATCH])?;
-            let changes = session.execute(PRUNE_CHANGES, &[&kept, &AUDIT_BATCH])?;
-            let others = session.execute(PRUNE_OTHERS, &[&kept, &AUDIT_BATCH])?;
+            let audit = prune_audit(session, &bounds)?;
             let is_full = |rows: u64| rows >= BATCH as u64;
             Ok(Pruned {
                 overdue,
                 certificates: never + ended,
                 offers,
-                audit: changes + others,
+                audit: audit.iter().sum(),
                 more: [overdue, never, ended, offers].into_iter().any(is_full)
-                    || changes.max(others) >= AUDIT_BATCH as u64,
+                    || audit.into_iter().any(|rows| rows >= AUDIT_BATCH as u64),
             })
         })
     }
@@ -202,7 +212,13 @@ const HAS_TO_PRUNE: &str = "SELECT
     OR coalesce((SELECT min(id) FROM audit_changes)
                 <= (SELECT max(id) FROM audit_changes) - $4, false)
     OR coalesce((SELECT min(id) FROM audit_others)
-                <= (SELECT max(id) FROM audit_others) - $4, false)";
+                <= (SELECT max(id) FROM audit_others) - $4, false)
+    OR EXISTS (SELECT FROM audit_changes
+               WHERE id = (SELECT min(id) FROM audit_changes) AND time_us <= $5)
+    OR EXISTS (SELECT FROM audit_others
+               WHERE id = (SELECT min(id) FROM audit_others) AND time_us <= $5)
+    OR EXISTS (SELECT FROM audit_acts
+               WHERE id = (SELECT min(id) FROM audit_acts) AND time_us <= $6)";
 const PRUNE_NEVER_CONFIRMED: &str = "DELETE FROM certificates WHERE serial IN (
     SELECT serial FROM certificates
     WHERE status = 'revoked' AND confirmed_at IS NULL AND not_after <= $1 LIMIT $2)";
@@ -212,10 +228,6 @@ const PRUNE_ENDED: &str = "DELETE FROM certificates WHERE serial IN (
 const PRUNE_OFFERS: &str = "DELETE FROM shared_keys WHERE ek_id IN (
     SELECT ek_id FROM shared_keys WHERE NOT is_used AND generation = 1
     AND plain_srk_generation = 0 AND offered_at <= $1 LIMIT $2)";
-const PRUNE_CHANGES: &str = "DELETE FROM audit_changes WHERE id IN (SELECT id FROM audit_changes
-    WHERE id <= (SELECT max(id) FROM audit_changes) - $1 ORDER BY id LIMIT $2)";
-const PRUNE_OTHERS: &str = "DELETE FROM audit_others WHERE id IN (SELECT id FROM audit_others
-    WHERE id <= (SELECT max(id) FROM audit_others) - $1 ORDER BY id LIMIT $2)";
 
 #[cfg(test)]
 mod tests {
@@ -231,8 +243,6 @@ mod tests {
             PRUNE_NEVER_CONFIRMED,
             PRUNE_ENDED,
             PRUNE_OFFERS,
-            PRUNE_CHANGES,
-            PRUNE_OTHERS,
         ]);
         assert!(plan_of(REVOKED).contains("using certificates_ended"));
     }

@@ -6,7 +6,9 @@ use time::OffsetDateTime;
 
 use super::columns::{ek_id, parsed};
 use super::connection::Postgres;
+use super::enrolments::device_of;
 use super::session::Session;
+use crate::deeds;
 use crate::error::StoreError;
 use crate::secrets::MadeBefore;
 
@@ -42,7 +44,13 @@ impl Postgres {
     }
 
     pub(super) fn retire(&mut self, ek: &EkId) -> Result<bool, StoreError> {
-        self.write(|session| retire(session, ek))
+        self.act(|session, done| {
+            let is_retired = retire(session, ek)?;
+            if is_retired {
+                done.push(deeds::key_retired(ek, device_of(session, ek)?));
+            }
+            Ok(is_retired)
+        })
     }
 }
 

@@ -6,12 +6,13 @@ use postgres::Row;
 use super::columns::{array, parsed};
 use super::connection::Postgres;
 use super::session::Session;
+use crate::deeds;
 use crate::error::StoreError;
 use crate::trust::{AnchorRow, Trusted};
 
 impl Postgres {
     pub(super) fn put_anchor(&mut self, anchor: &AnchorRow) -> Result<Trusted, StoreError> {
-        self.write(|session| {
+        self.act(|session, done| {
             let known = session.query_opt(KNOWN, &[&&anchor.fingerprint[..]])?;
             let known = known.map(|row| role(&row, 0)).transpose()?;
             let result = match known {
@@ -36,14 +37,19 @@ impl Postgres {
                     &anchor.added_at,
                 ],
             )?;
+            done.push(deeds::trusted(anchor));
             Ok(result)
         })
     }
 
     pub(super) fn take_anchor(&mut self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
-        self.write(|session| {
+        self.act(|session, done| {
             session.execute("DELETE FROM pending", &[])?;
-            remove(session, fingerprint)
+            let is_removed = remove(session, fingerprint)?;
+            if is_removed {
+                done.push(deeds::distrusted(fingerprint));
+            }
+            Ok(is_removed)
         })
     }
 

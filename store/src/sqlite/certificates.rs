@@ -11,6 +11,7 @@ use super::columns::{ek_id, parsed, time};
 use super::connection::{Sqlite, Transaction};
 use super::records::records;
 use crate::act::Question;
+use crate::audit::Waited;
 use crate::certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, InForce};
 use crate::error::StoreError;
 use crate::writes::{NewCertificate, NewDevice};
@@ -43,10 +44,14 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Whether a certificate waits to be confirmed.
-    pub(super) fn waits(&self, serial: &[u8]) -> Result<bool, StoreError> {
-        let query = "SELECT 1 FROM certificates WHERE serial = ?1 AND status = 'unconfirmed'";
-        Ok(self.0.prepare_cached(query)?.exists([serial])?)
+    /// A certificate, if it waits to be confirmed or adopted. One that waits for its whole life was
+    /// renewed; the others were sealed.
+    pub(super) fn waits(&self, serial: &[u8]) -> Result<Option<Waited>, StoreError> {
+        let query = "SELECT coalesce(confirm_by < not_after, 1), ik_id FROM certificates
+                     WHERE serial = ?1 AND status = 'unconfirmed'";
+        let mut statement = self.0.prepare_cached(query)?;
+        let waited = |row: &Row<'_>| Ok(Waited { sealed: row.get(0)?, ik_id: row.get(1)? });
+        Ok(statement.query_row([serial], waited).optional()?)
     }
 
     /// Makes a certificate active that waited to be confirmed.
@@ -116,8 +121,8 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Records that an EK proved itself under a device id.
-    pub(super) fn register(&self, new: &NewDevice<'_>) -> Result<(), StoreError> {
+    /// Records that an EK proved itself under a device id. Returns whether that is new.
+    pub(super) fn register(&self, new: &NewDevice<'_>) -> Result<bool, StoreError> {
         let assurance = new.assurance.to_string();
         // Most are registered already, and the same row need not be written again.
         let is_known = self
@@ -127,15 +132,22 @@ impl Transaction<'_> {
             )?
             .exists(params![new.device_id.as_str(), new.ek_id.as_bytes(), assurance])?;
         if is_known {
-            return Ok(());
+            return Ok(false);
+        }
+        let rows = self
+            .0
+            .prepare_cached(
+                "UPDATE devices SET assurance = ?3 WHERE device_id = ?1 AND ek_id = ?2",
+            )?
+            .execute(params![new.device_id.as_str(), new.ek_id.as_bytes(), assurance])?;
+        if rows == 1 {
+            return Ok(false);
         }
         let rows = self
             .0
             .prepare_cached(
                 "INSERT INTO devices (device_id, ek_id, assurance, registered_at)
-                 VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (device_id) DO UPDATE SET assurance = excluded.assurance
-                 WHERE ek_id = excluded.ek_id",
+                 VALUES (?1, ?2, ?3, ?4) ON CONFLICT (device_id) DO NOTHING",
             )?
             .execute(params![
                 new.device_id.as_str(),
@@ -144,19 +156,23 @@ impl Transaction<'_> {
                 new.at.unix_timestamp()
             ])?;
         if rows == 1 {
-            return Ok(());
+            return Ok(true);
         }
         Err(StoreError::Inconsistent("the device id belongs to another EK"))
     }
 
-    pub(super) fn supersede(&self, ek: &EkId, now: OffsetDateTime) -> Result<(), StoreError> {
-        self.0
-            .prepare_cached(
-                "UPDATE certificates SET status = 'superseded', ended_at = ?2
-                 WHERE ek_id = ?1 AND status = 'active'",
-            )?
-            .execute(params![ek.as_bytes(), now.unix_timestamp()])?;
-        Ok(())
+    /// Ends the EK's active certificate. Returns its serial number and its IK, if there was one.
+    pub(super) fn supersede(
+        &self,
+        ek: &EkId,
+        now: OffsetDateTime,
+    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+        let mut statement = self.0.prepare_cached(
+            "UPDATE certificates SET status = 'superseded', ended_at = ?2
+             WHERE ek_id = ?1 AND status = 'active' RETURNING serial, ik_id",
+        )?;
+        let ended = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+        Ok(statement.query_row(params![ek.as_bytes(), now.unix_timestamp()], ended).optional()?)
     }
 }
 

@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 use super::columns::time;
 use super::connection::Sqlite;
 use crate::clock::Clocks;
+use crate::deeds;
 use crate::error::StoreError;
 
 impl Sqlite {
@@ -33,9 +34,12 @@ impl Sqlite {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn accept_clock(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        let accept = "UPDATE clock SET latest = ?1, accepted = accepted + 1";
-        self.connection.execute(accept, [now.unix_timestamp()])?;
-        Ok(())
+    pub fn accept_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError> {
+        self.act(|transaction, done| {
+            let accept = "UPDATE clock SET latest = ?1, accepted = accepted + 1";
+            transaction.0.execute(accept, [now.unix_timestamp()])?;
+            done.push(deeds::clock_accepted());
+            Ok(())
+        })
     }
 }

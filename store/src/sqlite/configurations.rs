@@ -10,6 +10,7 @@ use crate::configurations::{
     ConfigurationChanges, ConfigurationRow, DueConfiguration, device, due, key, least_revision,
     news, revision,
 };
+use crate::deeds;
 use crate::error::StoreError;
 
 impl Sqlite {
@@ -23,7 +24,7 @@ impl Sqlite {
         document: Option<&[u8]>,
         now: OffsetDateTime,
     ) -> Result<Option<u64>, StoreError> {
-        self.transaction(|transaction| {
+        self.act(|transaction, done| {
             let exists = "SELECT EXISTS (SELECT 1 FROM configurations
                           WHERE device_id = ?1 AND document IS NOT NULL)";
             let is_there: bool =
@@ -42,6 +43,7 @@ impl Sqlite {
                  SET revision = ?2, document = ?3, set_at = ?4",
                 params![key(target), next, document, now.unix_timestamp()],
             )?;
+            done.push(deeds::configured(target, document, next));
             revision(next).map(Some)
         })
     }

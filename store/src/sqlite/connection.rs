@@ -15,11 +15,14 @@ use rusqlite::{
 use super::alone::{BUSY_TIMEOUT, keep_from_upgrade};
 use super::columns::parsed;
 use super::migrations;
+use crate::audit::Actor;
 use crate::error::StoreError;
 
 /// One connection to the file. Each thread has its own; SQLite lets many read while one writes.
 pub struct Sqlite {
     pub(super) connection: Connection,
+    /// Who acts with it, if an operator does.
+    pub(super) actor: Option<Actor>,
 }
 
 impl Sqlite {
@@ -82,7 +85,7 @@ impl Sqlite {
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
         connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES)?;
-        Ok(Self { connection })
+        Ok(Self { connection, actor: None })
     }
 
     /// Puts on record the scope that a CA is going to serve. It may differ from the scope on record

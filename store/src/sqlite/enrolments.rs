@@ -10,7 +10,8 @@ use super::columns::{ek_facts, ek_id, optional_device_id, parsed, unreadable};
 use super::connection::{Sqlite, Transaction};
 use super::pending::forget;
 use super::records::holder;
-use crate::audit::AuditEntry;
+use crate::audit::Deed;
+use crate::deeds;
 use crate::enrolments::{
     EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement,
     Tags, Tenure, decide,
@@ -25,8 +26,12 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be written.
     pub fn enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        let actor = self.actor.clone();
         let (transaction, results) = self.try_enroll(new)?;
         if results.iter().all(Result::is_ok) {
+            if let Some(actor) = actor {
+                Transaction(&transaction).note(&actor, deeds::enrolled(new, &results))?;
+            }
             transaction.commit()?;
         }
         Ok(results)
@@ -36,18 +41,16 @@ impl Sqlite {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn approve(
-        &mut self,
-        new: &[NewEnrolment],
-        audit: &[AuditEntry],
-    ) -> Result<EnrolResults, StoreError> {
+    pub fn approve(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        let actor = self.actor.clone();
         let (transaction, results) = self.try_enroll(new)?;
         if results.iter().all(Result::is_ok) {
             for new in new {
                 forget(&transaction, &new.ek_id)?;
             }
-            let writing = Transaction(&transaction);
-            audit.iter().try_for_each(|entry| writing.audit(entry))?;
+            if let Some(actor) = actor {
+                Transaction(&transaction).note(&actor, deeds::approved(new))?;
+            }
             transaction.commit()?;
         }
         Ok(results)
@@ -84,13 +87,18 @@ impl Sqlite {
         reprovision: Option<Reprovision>,
         plain_srk: Option<bool>,
     ) -> Result<bool, StoreError> {
-        let changed = self.connection.execute(
-            "UPDATE enrolments SET reprovision = coalesce(?2, reprovision), plain_srk = \
-             coalesce(?3, plain_srk)
-             WHERE ek_id = ?1",
-            params![ek.as_bytes(), reprovision.map(Reprovision::name), plain_srk],
-        )?;
-        Ok(changed == 1)
+        self.act(|transaction, done| {
+            let changed = transaction.0.execute(
+                "UPDATE enrolments SET reprovision = coalesce(?2, reprovision), plain_srk = \
+                 coalesce(?3, plain_srk)
+                 WHERE ek_id = ?1",
+                params![ek.as_bytes(), reprovision.map(Reprovision::name), plain_srk],
+            )?;
+            if changed == 1 {
+                done.push(deeds::updated(ek, reprovision, plain_srk));
+            }
+            Ok(changed == 1)
+        })
     }
 
     /// Forgets an EK: its enrolment and its registration go, its certificates are revoked, its
@@ -105,7 +113,7 @@ impl Sqlite {
         ek: &EkId,
         now: OffsetDateTime,
     ) -> Result<Option<Removed>, StoreError> {
-        self.transaction(|transaction| transaction.remove(ek, now))
+        self.act(|transaction, done| transaction.remove(ek, now, done))
     }
 
     /// See [`Store::replace`](crate::contract::Store::replace).
@@ -115,24 +123,26 @@ impl Sqlite {
     pub fn replace(
         &mut self,
         replacement: &Replacement,
-        audit: &[AuditEntry],
     ) -> Result<Result<Replaced, EnrolError>, StoreError> {
         let Replacement { device_id, old, new } = replacement;
+        let actor = self.actor.clone();
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if holder(&transaction, device_id)? != Some(*old) || new.ek_id == *old {
             return Ok(Ok(Replaced::NotHeld));
         }
         let enrolment = replacement.enrolment(enrolment(&transaction, old)?.as_ref());
-        let writing = Transaction(&transaction);
-        let removed = writing.remove(old, new.added_at)?.unwrap_or_default();
+        let (writing, ended) = (Transaction(&transaction), in_force(&transaction, old)?);
+        let removed = writing.remove(old, new.added_at, &mut Vec::new())?.unwrap_or_default();
         if let Err(error) = enroll(&transaction, &enrolment)? {
             // Dropping the transaction rolls it back.
             return Ok(Err(error));
         }
         set_disabled(&transaction, old, true, new.added_at)?;
         forget(&transaction, &new.ek_id)?;
-        audit.iter().try_for_each(|entry| writing.audit(entry))?;
+        if let Some(actor) = actor {
+            writing.note(&actor, deeds::replaced(replacement, ended))?;
+        }
         transaction.commit()?;
         Ok(Ok(Replaced::Done(removed)))
     }
@@ -198,12 +208,38 @@ impl Sqlite {
         disabled: bool,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        Ok(set_disabled(&self.connection, ek, disabled, now)?)
+        self.act(|transaction, done| {
+            let is_changed = set_disabled(transaction.0, ek, disabled, now)?;
+            if is_changed {
+                done.push(deeds::switched(ek, device_of(transaction.0, ek)?, disabled));
+            }
+            Ok(is_changed)
+        })
     }
 }
 
+/// The device id that an EK has, by registration or by enrolment.
+pub(super) fn device_of(
+    connection: &Connection,
+    ek: &EkId,
+) -> Result<Option<DeviceId>, StoreError> {
+    Ok(enrolment(connection, ek)?.and_then(|known| known.device_id))
+}
+
+/// The serial number of an EK's certificate in force.
+fn in_force(connection: &Connection, ek: &EkId) -> Result<Option<Vec<u8>>, StoreError> {
+    let query = "SELECT serial FROM certificates WHERE ek_id = ?1 AND status = 'active'";
+    Ok(connection.query_row(query, params![ek.as_bytes()], |row| row.get(0)).optional()?)
+}
+
 impl Transaction<'_> {
-    fn remove(&self, ek: &EkId, now: OffsetDateTime) -> Result<Option<Removed>, StoreError> {
+    fn remove(
+        &self,
+        ek: &EkId,
+        now: OffsetDateTime,
+        done: &mut Vec<Deed>,
+    ) -> Result<Option<Removed>, StoreError> {
+        let (device, ended) = (device_of(self.0, ek)?, in_force(self.0, ek)?);
         let mut rows = 0;
         // Its place is free, too; but a place alone is nothing to forget.
         let places = "DELETE FROM places WHERE ek_id = ?1";
@@ -215,7 +251,11 @@ impl Transaction<'_> {
         }
         let certificates = self.0.execute(REVOKE, params![ek.as_bytes(), now.unix_timestamp()])?;
         let removed = Removed { certificates, shared_key: self.retire_shared_key(ek)? };
-        Ok((rows > 0 || removed != Removed::default()).then_some(removed))
+        let is_known = rows > 0 || removed != Removed::default();
+        if is_known {
+            done.push(deeds::removed(ek, device, removed, ended));
+        }
+        Ok(is_known.then_some(removed))
     }
 
     pub(super) fn learn(&self, ek: &EkId, learnt: &EkFacts) -> Result<(), StoreError> {

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use super::columns::{optional_time, time};
 use super::connection::{Sqlite, Transaction};
 use crate::configurations::least_revision;
+use crate::deeds;
 use crate::epoch::{
     Epoch, HELD, ListedAre, PublishedList, Raised, Restored, SharedKeys, TakenOver, list_number,
     status,
@@ -98,8 +99,14 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be written.
     pub fn resume(&mut self, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let resume = "UPDATE restores SET resumed_at = ?1 WHERE resumed_at IS NULL";
-        Ok(self.connection.execute(resume, [now.unix_timestamp()])? > 0)
+        self.act(|transaction, done| {
+            let resume = "UPDATE restores SET resumed_at = ?1 WHERE resumed_at IS NULL";
+            let is_resumed = transaction.0.execute(resume, [now.unix_timestamp()])? > 0;
+            if is_resumed {
+                done.push(deeds::resumed());
+            }
+            Ok(is_resumed)
+        })
     }
 
     /// See [`Store::take_over`](crate::contract::Store::take_over).
@@ -111,7 +118,7 @@ impl Sqlite {
         list: &PublishedList,
         until: OffsetDateTime,
     ) -> Result<TakenOver, StoreError> {
-        self.transaction(|transaction| {
+        self.act(|transaction, done| {
             let mut taken = TakenOver::default();
             for revoked in &list.revoked {
                 match list.about {
@@ -123,6 +130,7 @@ impl Sqlite {
             }
             let raise = "UPDATE revocation_lists SET number = max(number, ?1)";
             transaction.0.execute(raise, [list.number])?;
+            done.push(deeds::list_taken_over(list, &taken));
             Ok(taken)
         })
     }

@@ -6,6 +6,7 @@ use rusqlite::{Connection, params};
 use time::OffsetDateTime;
 
 use super::connection::Sqlite;
+use crate::deeds;
 use crate::error::StoreError;
 use crate::groups::{Columns, GroupsVersion, PLACE_FRESH, PLACE_KEPT, read};
 
@@ -30,7 +31,7 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be written.
     pub fn set_groups(&mut self, seen: GroupsVersion, groups: &Groups) -> Result<bool, StoreError> {
-        self.transaction(|transaction| {
+        self.act(|transaction, done| {
             let next = "UPDATE admission_version SET number = number + 1 WHERE number = ?1";
             if transaction.0.execute(next, [seen.0])? == 0 {
                 return Ok(false);
@@ -43,6 +44,7 @@ impl Sqlite {
                 let Columns { name, answer, rule } = Columns::of(group);
                 insert.execute(params![place, name, answer, rule])?;
             }
+            done.push(deeds::groups_set(groups));
             Ok(true)
         })
     }

@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 use super::connection::{Sqlite, Transaction};
 use crate::certificates::CertificateStatus;
+use crate::deeds;
 use crate::error::StoreError;
 use crate::identities::{
     IdentityCertificate, IdentityCertificateRow, IdentityRole, IdentityRow, NewIdentity, Renewed,
@@ -24,7 +25,7 @@ impl Sqlite {
     ) -> Result<bool, StoreError> {
         let NewIdentity { name, role, rights, certificate } = identity;
         let [publish, subscribe] = columns(rights);
-        self.transaction(|transaction| {
+        self.act(|transaction, done| {
             let rows = transaction.0.execute(
                 "INSERT INTO identities (name, role, publish, subscribe) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT (name) DO NOTHING",
@@ -32,6 +33,7 @@ impl Sqlite {
             )?;
             if rows == 1 {
                 add_certificate(transaction, name, certificate, now)?;
+                done.push(deeds::identity_added(identity));
             }
             Ok(rows == 1)
         })
@@ -47,7 +49,7 @@ impl Sqlite {
         certificate: &IdentityCertificate,
         now: OffsetDateTime,
     ) -> Result<Renewed, StoreError> {
-        self.transaction(|transaction| {
+        self.act(|transaction, done| {
             let good = transaction.0.query_row(
                 "SELECT count(*) FILTER (WHERE revoked_at IS NULL) FROM identity_certificates
                  WHERE name = ?1 GROUP BY name",
@@ -59,6 +61,7 @@ impl Sqlite {
                 Some(0) => Ok(Renewed::Revoked),
                 Some(_) => {
                     add_certificate(transaction, name, certificate, now)?;
+                    done.push(deeds::identity_renewed(name, certificate));
                     Ok(Renewed::Done)
                 }
             }
@@ -72,12 +75,17 @@ impl Sqlite {
     /// The file cannot be written.
     pub fn set_rights(&mut self, name: &str, rights: &Rights) -> Result<bool, StoreError> {
         let [publish, subscribe] = columns(rights);
-        let rows = self.connection.execute(
-            "UPDATE identities SET publish = ?2, subscribe = ?3
-             WHERE name = ?1 AND role = 'backend'",
-            params![name, publish, subscribe],
-        )?;
-        Ok(rows == 1)
+        self.act(|transaction, done| {
+            let rows = transaction.0.execute(
+                "UPDATE identities SET publish = ?2, subscribe = ?3
+                 WHERE name = ?1 AND role = 'backend'",
+                params![name, publish, subscribe],
+            )?;
+            if rows == 1 {
+                done.push(deeds::rights_set(name, rights));
+            }
+            Ok(rows == 1)
+        })
     }
 
     /// Revokes certificates of an identity. Returns how many of them were good before, and `None`
@@ -92,7 +100,7 @@ impl Sqlite {
         now: OffsetDateTime,
     ) -> Result<Option<usize>, StoreError> {
         let [except, only] = which.digests();
-        self.transaction(|transaction| {
+        self.act(|transaction, done| {
             let exists = "SELECT EXISTS (SELECT 1 FROM identities WHERE name = ?1)";
             if !transaction.0.query_row(exists, [name], |row| row.get::<_, bool>(0))? {
                 return Ok(None);
@@ -103,6 +111,7 @@ impl Sqlite {
                        AND sha256 = coalesce(?4, sha256)",
                 params![name, except, now.unix_timestamp(), only],
             )?;
+            done.push(deeds::identity_revoked(name, which, rows));
             Ok(Some(rows))
         })
     }

@@ -17,6 +17,7 @@ mod connection;
 pub(crate) mod dump;
 mod enrolments;
 mod epoch;
+mod events;
 mod groups;
 mod identities;
 mod migrations;
@@ -28,7 +29,7 @@ mod shared_keys;
 mod throw_away;
 mod trust;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,16 +39,19 @@ use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
-use crate::audit::{AuditEntry, AuditRow};
+use crate::audit::{Actor, AuditRow, Deed};
 use crate::certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, InForce};
+use crate::chain::Walked;
 use crate::clock::Clocks;
 use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::contract::Store;
+use crate::deeds;
 use crate::enrolments::{
     EnrolError, EnrolResults, EnrolmentRow, NewEnrolment, Removed, Replaced, Replacement, Tenure,
 };
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::events::{Teller, Told, Untold};
 use crate::groups::GroupsVersion;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::pending::PendingRow;
@@ -160,9 +164,8 @@ impl Store for Sqlite {
     fn replace(
         &mut self,
         replacement: &Replacement,
-        audit: &[AuditEntry],
     ) -> Result<Result<Replaced, EnrolError>, StoreError> {
-        self.replace(replacement, audit)
+        self.replace(replacement)
     }
 
     fn history(&mut self, device: &DeviceId) -> Result<Vec<Tenure>, StoreError> {
@@ -170,7 +173,13 @@ impl Store for Sqlite {
     }
 
     fn retire_shared_key(&mut self, ek: &EkId) -> Result<bool, StoreError> {
-        self.transaction(|transaction| transaction.retire_shared_key(ek))
+        self.act(|transaction, done| {
+            let is_retired = transaction.retire_shared_key(ek)?;
+            if is_retired {
+                done.push(deeds::key_retired(ek, enrolments::device_of(transaction.0, ek)?));
+            }
+            Ok(is_retired)
+        })
     }
 
     fn groups(&mut self) -> Result<(GroupsVersion, Groups), StoreError> {
@@ -198,21 +207,12 @@ impl Store for Sqlite {
         Self::pending(self)
     }
 
-    fn approve(
-        &mut self,
-        new: &[NewEnrolment],
-        audit: &[AuditEntry],
-    ) -> Result<EnrolResults, StoreError> {
-        self.approve(new, audit)
+    fn approve(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        self.approve(new)
     }
 
-    fn turn_away(
-        &mut self,
-        eks: &[EkId],
-        audit: &[AuditEntry],
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        self.turn_away(eks, audit, now)
+    fn turn_away(&mut self, eks: &[EkId], now: OffsetDateTime) -> Result<(), StoreError> {
+        self.turn_away(eks, now)
     }
 
     fn enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError> {
@@ -432,8 +432,39 @@ impl Store for Sqlite {
         self.take_over(list, until)
     }
 
+    fn act_as(&mut self, actor: Actor) {
+        self.actor = Some(actor);
+    }
+
+    fn note(&mut self, deed: Deed) -> Result<(), StoreError> {
+        self.act(|_, done| {
+            done.push(deed);
+            Ok(())
+        })
+    }
+
+    fn untold(&mut self, from: Told, count: u32) -> Result<Untold, StoreError> {
+        self.not_told(from, count)
+    }
+
+    fn mark_told(
+        &mut self,
+        told: Told,
+        teller: &Teller,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        self.have_told(told, teller, now)
+    }
+
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError> {
         Self::audit(self, count)
+    }
+
+    fn walk_audit(
+        &mut self,
+        each: &mut (dyn FnMut(Walked) -> ControlFlow<()> + Send),
+    ) -> Result<(), StoreError> {
+        Self::walk_audit(self, each)
     }
 
     fn prune(&mut self, retention: &Retention, now: OffsetDateTime) -> Result<Pruned, StoreError> {

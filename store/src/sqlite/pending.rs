@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::columns::{ek_facts, ek_id, optional_device_id, parsed, time};
 use super::connection::{Sqlite, Transaction};
-use crate::audit::AuditEntry;
+use crate::deeds;
 use crate::error::StoreError;
 use crate::facts;
 use crate::pending::{MAX_PENDING, PendingRow, Waiting};
@@ -35,37 +35,42 @@ impl Sqlite {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn turn_away(
-        &mut self,
-        eks: &[EkId],
-        audit: &[AuditEntry],
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        self.transaction(|transaction| {
+    pub fn turn_away(&mut self, eks: &[EkId], now: OffsetDateTime) -> Result<(), StoreError> {
+        self.act(|transaction, done| {
             for ek in eks {
                 super::enrolments::set_disabled(transaction.0, ek, true, now)?;
                 forget(transaction.0, ek)?;
             }
-            audit.iter().try_for_each(|entry| transaction.audit(entry))
+            done.extend(deeds::turned_away(eks));
+            Ok(())
         })
     }
 }
 
 impl Transaction<'_> {
     /// An EK that is new takes the place of the one that was not heard of for longest, if there are
-    /// as many as may be.
-    pub(super) fn ask(&self, waiting: &Waiting) -> Result<(), StoreError> {
+    /// as many as may be. Returns whether it is new.
+    pub(super) fn ask(&self, waiting: &Waiting) -> Result<bool, StoreError> {
         let at = waiting.asked_at.unix_timestamp();
-        let rows = self.0.prepare_cached(ASK)?.execute(params![
+        let flow = waiting.flow.to_string();
+        let rows = self.0.prepare_cached(ASK_AGAIN)?.execute(params![
             waiting.ek_id.as_bytes(),
             facts::json(&waiting.facts),
-            waiting.flow.to_string(),
+            flow,
+            at
+        ])?;
+        if rows == 1 {
+            return Ok(false);
+        }
+        self.0.prepare_cached(ASK)?.execute(params![
+            waiting.ek_id.as_bytes(),
+            facts::json(&waiting.facts),
+            flow,
             waiting.device_id.as_ref().map(DeviceId::as_str),
             at
         ])?;
-        debug_assert_eq!(rows, 1, "a row is inserted or changed");
         self.0.prepare_cached(MAKE_WAY)?.execute([MAX_PENDING])?;
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -91,8 +96,8 @@ const PENDING: &str = "SELECT ek_id, facts, flow, device_id, first_seen, last_se
       AND NOT EXISTS (SELECT 1 FROM disabled_eks x WHERE x.ek_id = p.ek_id)
     ORDER BY first_seen, ek_id";
 const ASK: &str = "INSERT INTO pending (ek_id, facts, flow, device_id, first_seen, last_seen)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?5)
-    ON CONFLICT (ek_id) DO UPDATE SET facts = ?2, flow = ?3, last_seen = ?5";
+    VALUES (?1, ?2, ?3, ?4, ?5, ?5)";
+const ASK_AGAIN: &str = "UPDATE pending SET facts = ?2, flow = ?3, last_seen = ?4 WHERE ek_id = ?1";
 const MAKE_WAY: &str = "DELETE FROM pending WHERE ek_id IN (
     SELECT ek_id FROM pending ORDER BY last_seen, first_seen
     LIMIT max(0, (SELECT count(*) FROM pending) - ?1))";

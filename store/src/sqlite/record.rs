@@ -12,6 +12,7 @@ use super::trust::anchors_version;
 use crate::act::{
     Act, Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot, WaitingInQuestion,
 };
+use crate::audit::{AuditRow, Effect, Waited};
 use crate::error::StoreError;
 use crate::writes::{Planned, Write, active_ik, is_same};
 
@@ -37,42 +38,52 @@ impl Sqlite {
     ) -> Result<Vec<Recorded>, StoreError> {
         self.transaction(|transaction| {
             transaction.check_scope(scope)?;
-            entries.iter().map(|entry| transaction.enter(entry)).collect()
+            let mut audit = Vec::new();
+            let recorded = entries.iter().map(|entry| transaction.enter(entry, &mut audit));
+            let recorded = recorded.collect::<Result<_, _>>()?;
+            transaction.append(audit)?;
+            Ok(recorded)
         })
     }
 }
 
 impl Transaction<'_> {
-    fn enter(&self, entry: &Entry) -> Result<Recorded, StoreError> {
+    /// Records an entry, except its audit.
+    fn enter(&self, entry: &Entry, audit: &mut Vec<AuditRow>) -> Result<Recorded, StoreError> {
+        let mut effect = Effect::default();
         if let Some(Planned { basis, write, .. }) = entry.planned()? {
             if let Some(basis) = basis
                 && !is_same(&snapshot(self.0, &basis.question)?, &basis.snapshot)
             {
                 return Ok(Recorded::Stale);
             }
-            if let Write::Activation(activation) = &write
-                && !self.waits(&activation.serial)?
-            {
+            let waited = match &write {
+                Write::Activation(activation) => self.waits(&activation.serial)?,
+                _ => None,
+            };
+            if matches!(&write, Write::Activation(_)) && waited.is_none() {
                 return Ok(Recorded::Stale);
             }
-            self.write(&write)?;
+            effect = self.write(&write, waited)?;
         }
         match &entry.act {
-            Act::Ask(waiting) => self.ask(waiting)?,
+            Act::Ask(waiting) if self.ask(waiting)? => effect.event = Some("pending"),
             Act::Learn(ek, facts) => self.learn(ek, facts)?,
             _ => {}
         }
-        entry.audit.as_ref().map_or(Ok(()), |audit| self.audit(audit))?;
+        audit.extend(entry.audit.as_ref().map(|entry| AuditRow::of_decision(entry, effect)));
         Ok(Recorded::Done)
     }
 
-    fn write(&self, write: &Write<'_>) -> Result<(), StoreError> {
-        if let Some(device) = write.device() {
-            self.register(&device)?;
-        }
-        if let Some((_, at)) = write.in_force() {
-            self.supersede(&write.ek_id(), at)?;
-        }
+    fn write(&self, write: &Write<'_>, waited: Option<Waited>) -> Result<Effect, StoreError> {
+        let is_new = match write.device() {
+            Some(device) => self.register(&device)?,
+            None => false,
+        };
+        let replaced = match write.in_force() {
+            Some((_, at)) => self.supersede(&write.ek_id(), at)?,
+            None => None,
+        };
         match write {
             Write::Renewal(new) => self.end_waiting(new)?,
             Write::Rekey(new) => self.end_other_waiting(new)?,
@@ -91,10 +102,10 @@ impl Transaction<'_> {
             Write::Offer(offer) => self.offer(offer)?,
             Write::Use(new) => self.take_into_use(new)?,
         }
-        match write.in_force() {
-            Some((serial, at)) => self.end_outdated(&write.ek_id(), serial, at),
-            None => Ok(()),
+        if let Some((serial, at)) = write.in_force() {
+            self.end_outdated(&write.ek_id(), serial, at)?;
         }
+        Ok(write.effect(is_new, waited.as_ref(), replaced))
     }
 }
 

@@ -110,7 +110,7 @@ impl Sqlite {
                 .0
                 .prepare_cached(PRUNE_OFFERS)?
                 .execute([(now - retention.unused_offers()).unix_timestamp(), BATCH])?;
-            let audit = transaction.prune_audit(retention.audit())?;
+            let audit = transaction.prune_audit(&retention.audit_bounds(now))?;
             let is_full = |rows: usize| rows as i64 >= BATCH;
             Ok(Pruned {
                 overdue: overdue as u64,
@@ -126,9 +126,17 @@ impl Sqlite {
     fn has_to_prune(&self, retention: &Retention, now: OffsetDateTime) -> Result<bool, StoreError> {
         let Expiries { never_confirmed, once_in_force } = retention.expiries(now);
         let offered = (now - retention.unused_offers()).unix_timestamp();
+        let bounds = retention.audit_bounds(now);
         let mut statement = self.connection.prepare_cached(HAS_TO_PRUNE)?;
         Ok(statement.query_row(
-            [never_confirmed, once_in_force, offered, retention.audit().into()],
+            [
+                never_confirmed,
+                once_in_force,
+                offered,
+                bounds.kept,
+                bounds.decisions_us,
+                bounds.acts_us,
+            ],
             |row| row.get(0),
         )?)
     }
@@ -185,7 +193,10 @@ const HAS_TO_PRUNE: &str = "SELECT
                WHERE is_used = 0 AND generation = 1 AND plain_srk_generation = 0
                      AND offered_at <= ?3)
     OR coalesce((SELECT min(id) FROM audit_changes) <= (SELECT max(id) FROM audit_changes) - ?4, 0)
-    OR coalesce((SELECT min(id) FROM audit_others) <= (SELECT max(id) FROM audit_others) - ?4, 0)";
+    OR coalesce((SELECT min(id) FROM audit_others) <= (SELECT max(id) FROM audit_others) - ?4, 0)
+    OR coalesce((SELECT time_us FROM audit_changes ORDER BY id LIMIT 1) <= ?5, 0)
+    OR coalesce((SELECT time_us FROM audit_others ORDER BY id LIMIT 1) <= ?5, 0)
+    OR coalesce((SELECT time_us FROM audit_acts ORDER BY id LIMIT 1) <= ?6, 0)";
 const HAS_OVERDUE: &str =
     "SELECT EXISTS (SELECT 1 FROM certificates WHERE status = 'unconfirmed' AND confirm_by <= ?1)";
 const REVOKE_OVERDUE: &str = "UPDATE certificates SET status = 'revoked', ended_at = ?1, der = x''

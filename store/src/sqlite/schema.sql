@@ -142,10 +142,10 @@ CREATE INDEX shared_keys_by_device ON shared_keys (device_id);
 -- Offers that nobody used, and that nothing must be remembered of.
 CREATE INDEX shared_keys_unused ON shared_keys (offered_at) WHERE is_used = 0 AND generation = 1 AND plain_srk_generation = 0;
 
--- Decisions that changed what a device has, of which a device gets some a day. Each of these two tables keeps its newest, so that those
--- who ask without end, which fills the other one, push none of these out.
+-- Decisions that changed what a device has, of which a device gets some a day. Each of these tables keeps its newest, so that those who ask
+-- without end, which fills audit_others, push none of these out. Each is a hash chain; entries without hash are from before there were chains.
 CREATE TABLE audit_changes (
-    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,  -- without gaps
     time_us     INTEGER NOT NULL,       -- microseconds since 1970: the order within a second counts
     client      TEXT NOT NULL,          -- MQTT client id
     action      TEXT NOT NULL,          -- challenge, certify, enroll, confirm, register, check, unreadable
@@ -154,7 +154,12 @@ CREATE TABLE audit_changes (
     is_proven   INTEGER NOT NULL,       -- the device had proved itself; else the id is due to an EK that somebody showed
     code        INTEGER,                -- of the problem, if it was refused
     detail      TEXT,
-    duration_us INTEGER NOT NULL        -- from receipt to decision
+    duration_us INTEGER NOT NULL,       -- from receipt to decision
+    number      INTEGER,                -- grows over all three tables
+    serial      BLOB,                   -- of the certificate that came into force
+    replaced    BLOB,                   -- serial of the certificate that it superseded
+    event       TEXT,                   -- what became of it, in a word
+    hash        BLOB                    -- over all of this and the hash before
 ) STRICT;
 
 CREATE TABLE audit_others (
@@ -167,8 +172,44 @@ CREATE TABLE audit_others (
     is_proven   INTEGER NOT NULL,
     code        INTEGER,
     detail      TEXT,
-    duration_us INTEGER NOT NULL
+    duration_us INTEGER NOT NULL,
+    number      INTEGER,
+    serial      BLOB,
+    replaced    BLOB,
+    event       TEXT,
+    hash        BLOB
 ) STRICT;
+
+-- What operators did.
+CREATE TABLE audit_acts (
+    id          INTEGER PRIMARY KEY,
+    time_us     INTEGER NOT NULL,
+    client      TEXT NOT NULL,          -- who, e.g. unix:root
+    action      TEXT NOT NULL,
+    ek_id       BLOB,
+    device_id   TEXT,
+    is_proven   INTEGER NOT NULL,
+    code        INTEGER,
+    detail      TEXT,
+    duration_us INTEGER NOT NULL,
+    number      INTEGER,
+    serial      BLOB,
+    replaced    BLOB,
+    event       TEXT,
+    hash        BLOB
+) STRICT;
+
+-- The last entry of each chain that was forgotten, so that the rest can be verified.
+CREATE TABLE audit_cuts (
+    chain  TEXT PRIMARY KEY,            -- acts, changes, others
+    id     INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    hash   BLOB NOT NULL
+) STRICT;
+
+-- How far the audit was told as events, and which worker tells it until when (in milliseconds since 1970).
+CREATE TABLE event_cursor (acts INTEGER NOT NULL, changes INTEGER NOT NULL, others INTEGER NOT NULL, teller BLOB, until INTEGER NOT NULL) STRICT;
+INSERT INTO event_cursor VALUES (0, 0, 0, NULL, 0);
 
 -- Counts what may end a live connection, and what changes the revocation list, so that brokers and workers notice without reading the
 -- tables.

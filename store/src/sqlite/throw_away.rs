@@ -48,7 +48,7 @@ impl Sqlite {
                     der,
                 ],
             )?;
-            transaction.audit(&audit)
+            transaction.audit(&[&audit])
         })
     }
 

@@ -1,10 +1,11 @@
 //! TPM vendors' certificates: which roots an EK certificate may lead to.
 
 use assay_ca_core::Role;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::columns::parsed;
 use super::connection::Sqlite;
+use crate::deeds;
 use crate::error::StoreError;
 use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
 
@@ -13,41 +14,40 @@ impl Sqlite {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn add_anchor(&self, anchor: &AnchorRow) -> Result<Trusted, StoreError> {
-        // The transaction takes the write lock from the start: one that reads before it writes
-        // would fail instead of waiting for another writer.
-        let transaction =
-            Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-        let known = transaction
-            .prepare_cached("SELECT kind, allowances FROM anchors WHERE fingerprint = ?1")?
-            .query_row(params![anchor.fingerprint], |row| role(row, 0))
-            .optional()?;
-        let result = match known {
-            None => Trusted::Added,
-            Some(known) if known.becomes(anchor.role) => {
-                // A new row has a new number, so the version changes.
-                remove(&transaction, &anchor.fingerprint)?;
-                Trusted::Changed
-            }
-            Some(_) => return Ok(Trusted::Already),
-        };
-        let (kind, allowances) = anchor.kind();
-        transaction.execute(
-            "INSERT INTO anchors (fingerprint, certificate, subject, kind, allowances, not_after, \
-             added_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            params![
-                anchor.fingerprint,
-                anchor.certificate,
-                anchor.subject,
-                kind,
-                allowances,
-                anchor.not_after,
-                anchor.added_at
-            ],
-        )?;
-        transaction.commit()?;
-        Ok(result)
+    pub fn add_anchor(&mut self, anchor: &AnchorRow) -> Result<Trusted, StoreError> {
+        self.act(|transaction, done| {
+            let known = transaction
+                .0
+                .prepare_cached("SELECT kind, allowances FROM anchors WHERE fingerprint = ?1")?
+                .query_row(params![anchor.fingerprint], |row| role(row, 0))
+                .optional()?;
+            let result = match known {
+                None => Trusted::Added,
+                Some(known) if known.becomes(anchor.role) => {
+                    // A new row has a new number, so the version changes.
+                    remove(transaction.0, &anchor.fingerprint)?;
+                    Trusted::Changed
+                }
+                Some(_) => return Ok(Trusted::Already),
+            };
+            let (kind, allowances) = anchor.kind();
+            transaction.0.execute(
+                "INSERT INTO anchors (fingerprint, certificate, subject, kind, allowances, \
+                 not_after, added_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![
+                    anchor.fingerprint,
+                    anchor.certificate,
+                    anchor.subject,
+                    kind,
+                    allowances,
+                    anchor.not_after,
+                    anchor.added_at
+                ],
+            )?;
+            done.push(deeds::trusted(anchor));
+            Ok(result)
+        })
     }
 
     /// See [`Store::remove_anchor`](crate::contract::Store::remove_anchor).
@@ -55,9 +55,13 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be written.
     pub fn remove_anchor(&mut self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
-        self.transaction(|transaction| {
+        self.act(|transaction, done| {
             transaction.0.execute("DELETE FROM pending", [])?;
-            Ok(remove(transaction.0, fingerprint)?)
+            let is_removed = remove(transaction.0, fingerprint)?;
+            if is_removed {
+                done.push(deeds::distrusted(fingerprint));
+            }
+            Ok(is_removed)
         })
     }
 

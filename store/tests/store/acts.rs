@@ -2,14 +2,14 @@
 
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
-    Assurance, CertificateFacts, EkFacts, Place, Records, SharedKeyOnRecord, TicketKey, TpmModel,
-    Unconfirmed, unchecked,
+    Assurance, CertificateFacts, EkFacts, Place, Records, Role, SharedKeyOnRecord, TicketKey,
+    TpmModel, Unconfirmed, unchecked,
 };
 use assay_store::contract::Store;
 use assay_store::{
-    Act, AnchorsVersion, AuditEntry, Basis, Change, Entry, IdInQuestion, IdentityCertificate,
-    IdentityRole, IkInQuestion, NewIdentity, Question, Recorded, Snapshot, StoreError, Waiting,
-    WaitingInQuestion, Whom,
+    Act, AnchorRow, AnchorsVersion, AuditEntry, Basis, Change, Entry, IdInQuestion,
+    IdentityCertificate, IdentityRole, IkInQuestion, NewEnrolment, NewIdentity, Question, Recorded,
+    Snapshot, StoreError, Tags, Waiting, WaitingInQuestion, Whom,
 };
 use assay_wire::{DeviceId, EkId, Flow, Rights, Scope};
 use sha2::{Digest, Sha256};
@@ -318,4 +318,36 @@ pub(crate) fn audit(store: &mut Any, entries: impl IntoIterator<Item = AuditEntr
         let recorded = store.record(&scope(), batch).unwrap();
         assert!(recorded.iter().all(|recorded| *recorded == Recorded::Done));
     }
+}
+
+pub(crate) fn enrolment(ek_id: EkId, device_id: Option<&str>) -> NewEnrolment {
+    NewEnrolment {
+        ek_id,
+        device_id: device_id.map(id),
+        recognised: "test".into(),
+        reprovision: None,
+        legacy_dps_ek: None,
+        plain_srk: None,
+        disabled: None,
+        tags: Tags::new(),
+        facts: None,
+        added_at: now(),
+    }
+}
+
+pub(crate) fn vendor_root(n: u8) -> AnchorRow {
+    AnchorRow {
+        fingerprint: [n; 32],
+        certificate: vec![n],
+        subject: "CN=vendor".into(),
+        role: Role::Root,
+        not_after: 0,
+        added_at: 0,
+    }
+}
+
+/// Puts on record that everything was told as an event.
+pub(crate) fn tell_all(store: &mut Any) {
+    let told = store.untold(assay_store::Told::default(), u32::MAX).unwrap().told;
+    assert!(store.mark_told(told, &[7; 16], now()).unwrap());
 }

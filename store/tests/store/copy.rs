@@ -183,6 +183,11 @@ fn fill(store: &mut Any) {
         added_at: now(),
     };
     store.enroll(&[enrolment(4, Some("pump-4")), enrolment(5, None)]).unwrap();
+    let old = assay_store::AuditEntry { time: now() - Duration::days(2), ..decision(1, None) };
+    audit(store, [old]);
+    let retention = assay_store::Retention::default().with_decisions(1).unwrap();
+    assert_eq!(store.prune(&retention, now()).unwrap().audit, 1);
+    store.act_as(assay_store::Actor { name: "unix:anna".parse().unwrap(), at: now() });
     add(store, &certificate(1, "pump-1", ek(1))).unwrap();
     add(store, &certificate(2, "pump-1", ek(1))).unwrap();
     add(store, &sealed(3, "pump-2", ek(2))).unwrap();

@@ -1,8 +1,10 @@
 //! Tests of what every store promises, and of what only one of them does.
 
 mod acts;
+mod audit;
 mod contract;
 mod copy;
+mod events;
 mod fixture;
 mod postgres;
 mod race;

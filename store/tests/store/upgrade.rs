@@ -14,7 +14,7 @@ use crate::acts::*;
 use crate::fixture::Fixture;
 
 /// For each version: its schema, and rows of the tables that changed with it.
-const VERSIONS: [(i64, &str, &str); 9] = [
+const VERSIONS: [(i64, &str, &str); 10] = [
     (
         1,
         include_str!("schemas/1.sql"),
@@ -94,11 +94,17 @@ const VERSIONS: [(i64, &str, &str); 9] = [
          INSERT INTO identity_certificates VALUES (K4, 'operator', x'07', 80, 90, NULL);",
     ),
     (9, include_str!("schemas/9.sql"), ""),
+    (
+        10,
+        include_str!("schemas/10.sql"),
+        "INSERT INTO admission_groups VALUES (1, 'enrolled', 'admit', '{\"enrolled\":true}'),
+                                             (2, 'vendors', 'admit', '{}');",
+    ),
 ];
 
 #[test]
 fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
-    for version in 1..=9 {
+    for version in 1..=10 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.db");
         make(&path, version);
@@ -156,7 +162,7 @@ fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
 fn upgraded_file_has_the_schema_of_a_new_one() {
     let fixture = Fixture::sqlite();
     let new = schema(&fixture.path());
-    for version in 1..=9 {
+    for version in 1..=10 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.db");
         make(&path, version);
@@ -171,7 +177,7 @@ fn file_is_copied_before_it_is_upgraded_and_the_copy_is_its_owners_alone() {
     let path = directory.path().join("assay.db");
     make(&path, 6);
     Sqlite::open(&path).unwrap();
-    let copy = directory.path().join("assay.db.before-10");
+    let copy = directory.path().join("assay.db.before-11");
     assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let copied = Connection::open(&copy).unwrap();
     let version: i64 = copied.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
@@ -217,7 +223,7 @@ fn upgrade_that_a_crash_cut_short_is_done_by_the_next_one_and_keeps_the_first_co
         name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255))";
     old.execute_batch(history).unwrap();
     drop(old);
-    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-10{suffix}"));
+    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-11{suffix}"));
     std::fs::write(copy(""), "the first").unwrap();
     let mut store = Database::Sqlite(path.clone()).open().unwrap();
     assert_eq!(store.certificates().unwrap().len(), 4);
@@ -264,7 +270,7 @@ fn copies_of_upgrades_that_fail_do_not_fill_the_disk() {
     assert!(matches!(Sqlite::open(&path), Err(StoreError::File(_))));
     let copies =
         directory.path().read_dir().unwrap().filter(|file| {
-            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-10")
+            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-11")
         });
     assert_eq!(copies.count(), 9);
 }
@@ -287,11 +293,11 @@ fn status_tells_what_stands_in_a_file_and_changes_nothing() {
     let path = directory.path().join("assay.db");
     make(&path, 5);
     let status = Database::Sqlite(path.clone()).status().unwrap();
-    assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 10));
-    assert!(!directory.path().join("assay.db.before-10").exists());
+    assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 11));
+    assert!(!directory.path().join("assay.db.before-11").exists());
     Database::Sqlite(path.clone()).upgrade().unwrap();
     let status = Database::Sqlite(path).status().unwrap();
-    assert_eq!((status.schema, &*status.writer), (10, env!("CARGO_PKG_VERSION")));
+    assert_eq!((status.schema, &*status.writer), (11, env!("CARGO_PKG_VERSION")));
 }
 
 /// Eight processes start at once. Each of them runs this test to open the file.
@@ -321,9 +327,9 @@ fn file_is_upgraded_once_however_many_open_it() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         assert!(path.with_extension(id.to_string()).exists(), "it opened nothing");
     }
-    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 10);
-    assert!(directory.path().join("assay.db.before-10").exists());
-    assert!(!directory.path().join("assay.db.before-10.2").exists());
+    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 11);
+    assert!(directory.path().join("assay.db.before-11").exists());
+    assert!(!directory.path().join("assay.db.before-11.2").exists());
 }
 
 /// SQLite refuses at once to switch to a write-ahead log then, whatever the timeout is.
@@ -385,6 +391,11 @@ fn rows_of(version: i64) -> String {
         5 => format!("{} INSERT INTO devices {unchanged} {}", of(4), of(5)),
         7 => format!("{} {}", of(6).replace("3, 1, 70, 2, 2)", "3, 1, 70, 2, 2, 1)"), of(7)),
         9 => rows_of(8),
+        10 => {
+            let rows = rows_of(8)
+                .replace("'{\"site\":\"north\"}', 1)", "'{\"site\":\"north\"}', 1, NULL)");
+            format!("{} {}", rows.replace("'{}', 0)", "'{}', 0, NULL)"), of(10))
+        }
         8 => {
             let (unchanged, _) = of(6).split_once("INSERT INTO credentials").unwrap();
             let (_, counters) = of(6).split_once("NULL);\n         UPDATE").unwrap();

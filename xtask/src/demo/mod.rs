@@ -84,7 +84,7 @@ impl Lab {
     fn audit_with(&self, expected: impl Fn(&[Value]) -> bool) -> Result<Vec<Value>> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let audit = self.ca.list("audit")?;
+            let audit = self.ca.decisions()?;
             if expected(&audit) || Instant::now() > deadline {
                 return Ok(audit);
             }

@@ -3,24 +3,23 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use assay_store::{Store, StoreError};
+use assay_store::{Actor, Store, StoreError};
 use assay_wire::{DeviceId, EkId};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tracing::info;
 
 use super::super::Face;
 use super::super::caller::Operator;
 use super::super::problem::Problem;
 use super::reads::{ek_of, manufacturer_of};
 use super::{Act, Answer, Answered, not_found};
+use crate::operations::documents;
 use crate::operations::enrol::{self, Forgotten};
 use crate::operations::identities::{self, Revoke, RevokeError};
 use crate::operations::pending::{self, Naming, Selection};
-use crate::operations::{documents, note_act};
 
 /// Which of those that wait are meant; as `assay pending approve`.
 #[derive(Default, Deserialize)]
@@ -47,12 +46,12 @@ pub(super) async fn approve(
         (None, false) => Naming::Derived,
     };
     let selection = selection(eks, all, manufacturer)?;
-    face.act(move |store| {
+    face.act(operator, move |store| {
         let rows = selection.find(store)?;
         let now = OffsetDateTime::now_utc();
         let approved = match dry_run {
             true => pending::rehearse(store, &rows, &naming, now)?,
-            false => pending::approve(store, &rows, &naming, &operator.name, now)?,
+            false => pending::approve(store, &rows, &naming, now)?,
         };
         let left_out = rows.len() - approved.len();
         let shown = |(ek, device): (EkId, Option<DeviceId>)| {
@@ -80,10 +79,10 @@ pub(super) async fn refuse(
 ) -> Answered {
     let Refuse { eks, all, manufacturer, dry_run } = act;
     let selection = selection(eks, all, manufacturer)?;
-    face.act(move |store| {
+    face.act(operator, move |store| {
         let rows = selection.find(store)?;
         if !dry_run {
-            pending::turn_away(store, &rows, &operator.name, OffsetDateTime::now_utc())?;
+            pending::turn_away(store, &rows, OffsetDateTime::now_utc())?;
         }
         let refused: Vec<_> = rows.iter().map(|row| row.waiting.ek_id.to_string()).collect();
         Ok(json!({ "dry_run": dry_run, "refused": refused }))
@@ -105,7 +104,7 @@ pub(super) async fn disable(
 ) -> Answered {
     let change =
         |store: &mut dyn Store, ek: &EkId, now| Ok(enrol::disable(store, ek, now).map(drop)?);
-    of_ek(&face, operator, which, "disable", change).await
+    of_ek(&face, operator, which, change).await
 }
 
 pub(super) async fn enable(
@@ -116,7 +115,7 @@ pub(super) async fn enable(
 ) -> Answered {
     let change =
         |store: &mut dyn Store, ek: &EkId, now| Ok(enrol::enable(store, ek, now).map(drop)?);
-    of_ek(&face, operator, which, "enable", change).await
+    of_ek(&face, operator, which, change).await
 }
 
 pub(super) async fn remove(
@@ -129,7 +128,7 @@ pub(super) async fn remove(
         let Forgotten { .. } = enrol::remove(store, ek, now)?;
         Ok(())
     };
-    of_ek(&face, operator, which, "remove", change).await
+    of_ek(&face, operator, which, change).await
 }
 
 /// Changes what is on record of an EK, and shows what is after that.
@@ -137,17 +136,12 @@ async fn of_ek(
     face: &Face,
     operator: Operator,
     which: String,
-    action: &'static str,
     change: impl FnOnce(&mut dyn Store, &EkId, OffsetDateTime) -> Result<()> + Send + 'static,
 ) -> Answered {
     let ca = Arc::clone(&face.outfit.borrow().ca);
-    face.act_if(move |store| {
+    face.act_if(operator, move |store| {
         let Some(ek) = ek_of(store, &which)? else { return Ok(None) };
-        let device_id = store.enrolment(&ek)?.and_then(|row| row.device_id);
-        let now = OffsetDateTime::now_utc();
-        change(store, &ek, now)?;
-        info!(operator = %operator.name, %ek, "{action}");
-        note_act(store, &ca.scope, action, Some(ek), device_id, &operator.name, now)?;
+        change(store, &ek, OffsetDateTime::now_utc())?;
         let row = store.enrolment(&ek)?;
         let shown = row.as_ref().map(|row| documents::ek(row, &ca.flaws));
         Ok(Some(json!({ "ek_id": ek.to_string(), "ek": shown })))
@@ -169,16 +163,11 @@ pub(super) async fn revoke(
     Path(name): Path<String>,
     Act(RevokeIdentity { old }): Act<RevokeIdentity>,
 ) -> Answered {
-    let (directory, scope) = (face.directory.clone(), face.outfit.borrow().ca.scope.clone());
-    face.act_if(move |store| {
+    let directory = face.directory.clone();
+    face.act_if(operator, move |store| {
         let (what, now) = (if old { Revoke::Old } else { Revoke::All }, OffsetDateTime::now_utc());
-        match identities::revoke(&directory, &name, what, false, now) {
-            Ok(revoked) => {
-                // The audit has no room for the name.
-                info!(operator = %operator.name, identity = %name, revoked, "revoke-identity");
-                note_act(store, &scope, "revoke-identity", None, None, &operator.name, now)?;
-                Ok(Some(json!({ "name": name, "revoked": revoked })))
-            }
+        match identities::revoke(&directory, store, &name, what, false, now) {
+            Ok(revoked) => Ok(Some(json!({ "name": name, "revoked": revoked }))),
             Err(RevokeError::Unknown { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -211,17 +200,24 @@ fn bad(detail: &str) -> Problem {
 impl Face {
     async fn act(
         &self,
+        operator: Operator,
         act: impl FnOnce(&mut dyn Store) -> Result<Value> + Send + 'static,
     ) -> Answered {
-        let done = self.act_if(|store| act(store).map(Some)).await?;
+        let done = self.act_if(operator, |store| act(store).map(Some)).await?;
         done.context("an act says what it did").map_err(|error| Problem::ours(&error))
     }
 
     async fn act_if(
         &self,
+        Operator { name }: Operator,
         act: impl FnOnce(&mut dyn Store) -> Result<Option<Value>> + Send + 'static,
     ) -> Result<Option<Answer>, Problem> {
-        let done = self.records.with(act).await;
+        let as_operator = move |store: &mut dyn Store| {
+            // Whatever it changes is in the audit, by the same transaction.
+            store.act_as(Actor { name, at: OffsetDateTime::now_utc() });
+            act(store)
+        };
+        let done = self.records.with(as_operator).await;
         done.map(|done| done.map(Answer)).map_err(|error| {
             // What is no fault of the store is the operator's, and says what to do.
             match error.chain().any(|cause| cause.is::<StoreError>()) {

@@ -75,9 +75,10 @@ const ALONE: &str = "SET default_transaction_read_only = off;
     SELECT pg_advisory_lock(6840190272430316413)";
 /// The steps from each version of the schema to the next. The first step makes the schema in an
 /// empty database.
-const MIGRATIONS: [(&str, &str); 4] = [
+const MIGRATIONS: [(&str, &str); 5] = [
     ("V7__schema", include_str!("V7__schema.sql")),
     ("V8__restores_and_identities", include_str!("V8__restores_and_identities.sql")),
     ("V9__configurations", include_str!("V9__configurations.sql")),
     ("V10__groups", include_str!("V10__groups.sql")),
+    ("V11__chains", include_str!("V11__chains.sql")),
 ];

@@ -90,8 +90,8 @@ fn sign(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Copies the file to `assay.db.before-10`. If that exists, it may be the only good copy, so this
-/// copies to `assay.db.before-10.2`, and so on.
+/// Copies the file to `assay.db.before-11`. If that exists, it may be the only good copy, so this
+/// copies to `assay.db.before-11.2`, and so on.
 fn copy_beside(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let part = beside(path, &format!(".before-{SCHEMA_VERSION}.part"));
     owners_alone().truncate(true).open(&part)?;
@@ -197,7 +197,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Copies beside the file, at most: an upgrade that fails at each start should not fill the disk.
 const COPIES: u32 = 9;
 /// The steps from each version of the schema to the next. None leads to version 1.
-const MIGRATIONS: [(&str, &str); 9] = [
+const MIGRATIONS: [(&str, &str); 10] = [
     ("V2__flows", include_str!("V2__flows.sql")),
     ("V3__one_index_for_eks", include_str!("V3__one_index_for_eks.sql")),
     ("V4__anchors_and_tags", include_str!("V4__anchors_and_tags.sql")),
@@ -207,4 +207,5 @@ const MIGRATIONS: [(&str, &str); 9] = [
     ("V8__restores_and_identities", include_str!("V8__restores_and_identities.sql")),
     ("V9__configurations", include_str!("V9__configurations.sql")),
     ("V10__groups", include_str!("V10__groups.sql")),
+    ("V11__chains", include_str!("V11__chains.sql")),
 ];
