@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use assay_ca_core::EkFacts;
 use assay_store::Tags;
-use assay_wire::{ClientId, DeviceId, EkId, Scope};
+use assay_wire::{ClientId, DeviceId, EkId, Scope, printable};
 use aws_lc_rs::hmac;
 use data_encoding::BASE64;
 use rustls::pki_types::CertificateDer;
@@ -144,7 +144,13 @@ impl Hook {
     pub fn ask(&self, question: &Question<'_>) -> Result<Word, NoAnswer> {
         self.breaker().pass(Instant::now())?;
         let word = self.exchange(question);
-        self.breaker().note(word.is_ok(), Instant::now());
+        // An answer that is of no use about one device says nothing of the others.
+        let answers = match &word {
+            Err(NoAnswer::Unreachable(_)) => false,
+            Err(NoAnswer::Status(status)) => *status < 500,
+            Ok(_) | Err(NoAnswer::Unclear(_) | NoAnswer::Resting) => true,
+        };
+        self.breaker().note(answers, Instant::now());
         word
     }
 
@@ -236,13 +242,9 @@ enum Answer {
 }
 
 fn read_word(body: &[u8]) -> Result<Word, NoAnswer> {
-    let unclear = |reason: String| NoAnswer::Unclear(reason);
+    let unclear = |reason: String| NoAnswer::Unclear(printable(&reason, MAX_REASON));
     match serde_json::from_slice(body).map_err(|error| unclear(error.to_string()))? {
-        Answer::Refuse { reason } => {
-            let mut reason = reason.replace(char::is_control, " ");
-            reason.truncate(reason.floor_char_boundary(MAX_REASON));
-            Ok(Word::Refuse(reason))
-        }
+        Answer::Refuse { reason } => Ok(Word::Refuse(printable(&reason, MAX_REASON))),
         Answer::Admit { device_id, tags, configuration } => {
             let device_id = device_id.map(|id| id.parse()).transpose();
             let device_id = device_id.map_err(|error| unclear(format!("device_id: {error}")))?;
@@ -312,7 +314,7 @@ const FAILURES: u32 = 5;
 const REST: Duration = Duration::from_secs(10);
 /// The longest answer: a document has up to 4 KiB.
 const MAX_ANSWER: usize = 16 * 1024;
-/// The longest reason, so that it fits into a problem's detail.
+/// The longest reason, in characters, so that it fits into a problem's detail.
 const MAX_REASON: usize = 256;
 
 #[cfg(test)]
@@ -330,7 +332,7 @@ mod tests {
         assert_eq!(gift.tags["site"], "north");
         assert!(gift.configuration.is_some());
         let refused = read(r#"{"decision":"refuse","reason":"stolen\n\u001b[31m"}"#).unwrap();
-        assert_eq!(refused, Word::Refuse("stolen  [31m".into()));
+        assert_eq!(refused, Word::Refuse(r"stolen\n\u{1b}[31m".into()));
         for unclear in [
             "",
             "true",
@@ -351,7 +353,7 @@ mod tests {
         assert!(matches!(read(&unclear), Err(NoAnswer::Unclear(_))));
         let cut = format!(r#"{{"decision":"refuse","reason":"{long}"}}"#);
         let Word::Refuse(reason) = read(&cut).unwrap() else { panic!() };
-        assert_eq!(reason.len(), MAX_REASON);
+        assert_eq!(reason.chars().count(), MAX_REASON + 1);
     }
 
     #[test]

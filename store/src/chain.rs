@@ -220,6 +220,8 @@ pub enum Walked {
 pub struct Verifier {
     heads: BTreeMap<Chain, Link>,
     cuts: BTreeMap<Chain, Link>,
+    /// The first entry that was taken of each chain.
+    first: BTreeMap<Chain, i64>,
     seen: Vec<Link>,
     number: i64,
     count: u64,
@@ -287,6 +289,7 @@ impl Verifier {
             return Err(broken("it is not in order"));
         }
         let link = Link { chain, id: entry.id, hash };
+        self.first.entry(chain).or_insert(entry.id);
         let differs = |seen: &Link| (seen.chain, seen.id) == (chain, entry.id) && *seen != link;
         if self.seen.iter().any(differs) {
             return Err(broken("another hash of it was seen before"));
@@ -313,6 +316,10 @@ impl Verifier {
                     return Err(broken("another hash of it was seen before"));
                 }
                 Some(cut) if cut.id > seen.id => gone.push(seen),
+                // An export may begin later.
+                None if self.first.get(&seen.chain).is_some_and(|first| *first > seen.id) => {
+                    gone.push(seen);
+                }
                 _ => {}
             }
         }
@@ -341,6 +348,15 @@ const NO_HASH: &str = "it has no hash";
 mod tests {
     use super::*;
     use crate::audit::{Actor, Deed};
+
+    #[test]
+    fn an_export_that_begins_after_what_was_seen_says_that_it_is_not_compared() {
+        let (_, lines) = acts(4);
+        let seen = Link { chain: Chain::Acts, id: 1, hash: [7; 32] };
+        let mut verifier = Verifier::expecting(vec![seen]);
+        lines[2..].iter().try_for_each(|line| verifier.line(line)).unwrap();
+        assert_eq!(verifier.finish().unwrap().gone, [seen]);
+    }
 
     fn acts(count: usize) -> (Vec<AuditRow>, Vec<String>) {
         let actor = Actor {

@@ -25,8 +25,15 @@ pub(crate) fn enrolled(new: &[NewEnrolment], results: &EnrolResults) -> Vec<Deed
     new.iter().zip(results).filter_map(deed).collect()
 }
 
-pub(crate) fn approved(new: &[NewEnrolment]) -> Vec<Deed> {
-    new.iter().map(|new| on("approve", new.ek_id, new.device_id.clone())).collect()
+pub(crate) fn approved(new: &[NewEnrolment], results: &EnrolResults) -> Vec<Deed> {
+    // A hook says the same again whenever a device asks.
+    let changed = |(new, result): (&NewEnrolment, &Result<Enrolled, _>)| match result {
+        Ok(Enrolled::Added | Enrolled::Retagged) => {
+            Some(on("approve", new.ek_id, new.device_id.clone()))
+        }
+        Ok(Enrolled::Unchanged) | Err(_) => None,
+    };
+    new.iter().zip(results).filter_map(changed).collect()
 }
 
 pub(crate) fn turned_away(eks: &[EkId]) -> Vec<Deed> {
@@ -68,14 +75,28 @@ pub(crate) fn key_retired(ek: &EkId, device: Option<DeviceId>) -> Deed {
     on("retire-shared-key", *ek, device)
 }
 
-/// All of them, as they are now.
+/// All of them, as they are now. Of long rules, the digest stands for the rest: a rule may have
+/// thousands of entries, and an event must fit into a message.
 pub(crate) fn groups_set(groups: &Groups) -> Deed {
     let group = |group| {
         let Columns { name, answer, rule } = Columns::of(group);
-        format!("{name} {answer} {rule}")
+        if rule.len() <= LONGEST_RULE {
+            return format!("{name} {answer} {rule}");
+        }
+        format!("{name} {answer} sha256={}", hex::encode(Sha256::digest(&rule)))
     };
-    Deed::of_ca("set-groups", groups.all().iter().map(group).collect::<Vec<_>>().join("; "))
+    let all = groups.all().iter().map(group).collect::<Vec<_>>().join("; ");
+    if all.len() <= LONGEST_DETAIL {
+        return Deed::of_ca("set-groups", all);
+    }
+    let digest = hex::encode(Sha256::digest(&all));
+    Deed::of_ca("set-groups", format!("{} groups sha256={digest}", groups.all().len()))
 }
+
+/// A few issuers.
+const LONGEST_RULE: usize = 512;
+/// Some tens of groups; far below the 64 KiB of a message.
+const LONGEST_DETAIL: usize = 8 * 1024;
 
 pub(crate) fn identity_added(new: &NewIdentity) -> Deed {
     let rights = rights(&new.rights);
@@ -148,4 +169,32 @@ fn on(action: &'static str, ek_id: EkId, device: Option<DeviceId>) -> Deed {
 fn rights(rights: &Rights) -> String {
     let [publish, subscribe] = columns(rights);
     format!("publish=[{publish}] subscribe=[{subscribe}]")
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_ca_core::{Answer, Conditions, Group, Terms};
+
+    use super::*;
+
+    /// Otherwise the event of one change would keep back all later ones.
+    #[test]
+    fn deed_about_groups_fits_into_a_message_however_many_there_are() {
+        let group = |n: usize| Group {
+            name: format!("g{n}").parse().unwrap(),
+            conditions: Conditions {
+                eks: vec!["ab".parse().unwrap(); Conditions::MAX_ENTRIES],
+                ..Conditions::default()
+            },
+            answer: Answer::Refuse,
+            terms: Terms::default(),
+        };
+        for count in [1, Groups::MAX] {
+            let groups = Groups::new((0..count).map(group).collect()).unwrap();
+            let detail = groups_set(&groups).detail.unwrap();
+            assert!(detail.len() <= LONGEST_DETAIL && detail.contains("sha256="), "{detail}");
+        }
+        let detail = groups_set(&Groups::of_new_ca()).detail.unwrap();
+        assert_eq!(detail, "enrolled admit {\"enrolled\":true}; vendors ask {}");
+    }
 }

@@ -93,4 +93,4 @@ pub(crate) fn milliseconds(time: OffsetDateTime) -> i64 {
 
 /// How long events wait after a worker died that told them. If clocks of several machines differ by
 /// more, two workers may tell the same events.
-const TURN: Duration = Duration::seconds(5);
+const TURN: Duration = Duration::seconds(30);

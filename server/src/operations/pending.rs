@@ -158,25 +158,40 @@ fn enrolments(
     Ok(new)
 }
 
-/// The first number from this one on whose id is nobody's, and the id; `None` if every number is
-/// taken.
+/// A number from this one on whose id is nobody's, and the id; `None` if none is found. It is the
+/// first one if few are taken. If many are, not all are tried: it is the first one after some that
+/// are taken.
 ///
 /// # Errors
 /// The record cannot be read.
 pub(crate) fn next_free(
     store: &mut dyn Store,
     names: &NamePattern,
-    mut number: u32,
+    first: u32,
 ) -> Result<Option<(u32, DeviceId)>, StoreError> {
-    loop {
-        let id = names.at(number);
-        if store.ek_of_device(&id)?.is_none() {
-            return Ok(Some((number, id)));
+    let mut is_free = |number| store.ek_of_device(&names.at(number)).map(|ek| ek.is_none());
+    let (mut taken, mut step, mut number) = (None, 1, first);
+    let mut free = loop {
+        if is_free(number)? {
+            break number;
         }
-        let Some(next) = number.checked_add(1) else { return Ok(None) };
-        number = next;
+        // The first ones one by one, the others further and further apart.
+        step = if number - first < TRIED_ONE_BY_ONE { 1 } else { step * 2 };
+        let Some(next) = number.checked_add(step) else { return Ok(None) };
+        (taken, number) = (Some(number), next);
+    };
+    while let Some(below) = taken.filter(|below| free - below > 1) {
+        let middle = below + (free - below) / 2;
+        match is_free(middle)? {
+            true => free = middle,
+            false => taken = Some(middle),
+        }
     }
+    Ok(Some((free, names.at(free))))
 }
+
+/// Some tens of queries cost a few milliseconds.
+const TRIED_ONE_BY_ONE: u32 = 32;
 
 /// Refuses EKs: they are disabled from then on.
 ///
@@ -189,3 +204,44 @@ pub fn turn_away(store: &mut dyn Store, rows: &[PendingRow], now: OffsetDateTime
 
 /// Enough to name one EK.
 const MIN_PREFIX: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use assay_store::Database;
+
+    use super::*;
+    use crate::directory::Directory;
+
+    #[test]
+    fn next_free_number_is_found_without_trying_all() {
+        let parent = tempfile::tempdir().unwrap();
+        Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+        let database = Database::Sqlite(parent.path().join("ca/assay.db"));
+        let mut store = database.open().unwrap();
+        let names: NamePattern = "pump-{n}".parse().unwrap();
+        let mut enrol = |numbers: std::ops::Range<u32>| {
+            let new: Vec<_> = numbers
+                .map(|number| NewEnrolment {
+                    ek_id: std::array::from_fn(
+                        |at| if at < 4 { number.to_be_bytes()[at] } else { 1 },
+                    )
+                    .into(),
+                    device_id: Some(names.at(number)),
+                    recognised: "test".into(),
+                    reprovision: None,
+                    legacy_dps_ek: None,
+                    plain_srk: None,
+                    disabled: None,
+                    tags: Tags::new(),
+                    facts: None,
+                    added_at: OffsetDateTime::now_utc(),
+                })
+                .collect();
+            assert!(store.enroll(&new).unwrap().iter().all(Result::is_ok));
+        };
+        enrol(1..5);
+        enrol(6..1_001);
+        let mut next = |first| next_free(&mut *store, &names, first).unwrap().unwrap().0;
+        assert_eq!((next(1), next(6), next(1_001)), (5, 1_001, 1_001));
+    }
+}

@@ -2,22 +2,23 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use assay_ca_core::EkFacts;
-use assay_store::{Actor, Database, NewEnrolment};
+use assay_store::{Actor, Database, NewEnrolment, StoreError};
 use assay_wire::{ClientId, EkId, Problem, ProblemCode};
 use crossbeam_channel::Receiver;
 use time::OffsetDateTime;
 
 use super::decide::{self, Step, Unsigned};
 use super::job::Job;
-use super::outcome::About;
+use super::outcome::{About, internal};
 use super::plan::Planner;
-use super::process::{Decided, Signers};
+use super::process::{Decided, Signers, caught};
 use crate::ca::Ca;
-use crate::hook::{Gift, Hook, Question, Wish, Word};
+use crate::hook::{Gift, Question, Wish, Word};
 
 /// What the service is to be asked about a request.
 #[derive(Clone)]
@@ -36,31 +37,33 @@ pub(super) struct ToAuthorise {
     pub(super) place: Place,
 }
 
-/// The EKs about which the service is being asked. A device asks for one thing at a time, and
-/// whoever shows its EK beside it takes no more threads than one.
+/// The EKs about which the service is being asked, and whether the device had proved itself. A
+/// device asks for one thing at a time, and whoever shows its EK beside it takes no more threads than
+/// one, and not the place in which it renews.
 #[derive(Clone, Default)]
-pub(super) struct BeingAsked(Arc<Mutex<HashSet<EkId>>>);
+pub(super) struct BeingAsked(Arc<Mutex<HashSet<(EkId, bool)>>>);
 
 /// That one is being asked about an EK, until this is dropped.
 pub(super) struct Place {
     being_asked: BeingAsked,
-    ek: EkId,
+    of: (EkId, bool),
 }
 
 impl BeingAsked {
     /// `None` if one is asked about this EK already.
-    pub(super) fn take(&self, ek: EkId) -> Option<Place> {
-        self.eks().insert(ek).then(|| Place { being_asked: self.clone(), ek })
+    pub(super) fn take(&self, ek: EkId, wish: Wish) -> Option<Place> {
+        let of = (ek, wish == Wish::Renew);
+        self.eks().insert(of).then(|| Place { being_asked: self.clone(), of })
     }
 
-    fn eks(&self) -> MutexGuard<'_, HashSet<EkId>> {
+    fn eks(&self) -> MutexGuard<'_, HashSet<(EkId, bool)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.being_asked.eks().remove(&self.ek);
+        self.being_asked.eks().remove(&self.of);
     }
 }
 
@@ -73,42 +76,50 @@ pub(super) fn run(
 ) {
     for to_authorise in waiting {
         let ToAuthorise { ca, job, unsigned, attempts, place: _place } = *to_authorise;
-        let word = ca.hook.as_ref().map(|hook| ask(hook, &ca, &job, &unsigned, decided));
-        let step = match word {
-            Some(Err(problem)) => Step::refused(problem, unsigned.into_about()),
-            Some(Ok(gift)) if gift != Gift::default() => {
-                match keep(database, unsigned.about(), gift, job.received.at) {
-                    // What was planned before is not what is on record now.
-                    Ok(mut planner) => {
-                        let examination = Some(Box::new(unsigned.into_examination()));
-                        decide::plan(&mut planner, &ca, &job.received, examination, &decided.log)
-                    }
-                    Err(error) => {
-                        decided.log.fault("what the hook says cannot be done", &error);
-                        Step::refused(no_answer(), unsigned.into_about())
-                    }
-                }
-            }
-            Some(Ok(_)) | None => Step::Unsigned(unsigned),
-        };
+        let step = caught(&job, &decided.log, || authorise(database, &ca, &job, unsigned, decided));
+        let step = step.unwrap_or_else(|| Step::refused(internal(), About::unreadable()));
         signers.finish(ca, job, step, attempts, decided);
     }
 }
 
-/// What the service gives, or what the device is told instead.
-fn ask(
-    hook: &Hook,
+/// The step that the service allows.
+fn authorise(
+    database: &Database,
     ca: &Ca,
     job: &Job,
-    unsigned: &Unsigned,
+    unsigned: Box<Unsigned>,
     decided: &Decided,
-) -> Result<Gift, Problem> {
+) -> Step {
+    let log = &decided.log;
+    match ask(ca, job, &unsigned, decided) {
+        Err(problem) => Step::refused(problem, unsigned.into_about()),
+        Ok(gift) if gift == Gift::default() => Step::Unsigned(unsigned),
+        Ok(gift) => match keep(database, unsigned.about(), gift, job.received.at) {
+            // What was planned before is not what is on record now.
+            Ok(mut planner) => {
+                let examination = Some(Box::new(unsigned.into_examination()));
+                decide::plan(&mut planner, ca, &job.received, examination, log)
+            }
+            Err(error) => {
+                log.fault("what the hook says cannot be done", &error);
+                Step::refused(cannot_be_done(&error), unsigned.into_about())
+            }
+        },
+    }
+}
+
+/// What the service gives, or what the device is told instead.
+fn ask(ca: &Ca, job: &Job, unsigned: &Unsigned, decided: &Decided) -> Result<Gift, Problem> {
     let about = unsigned.about();
-    let (Some(asking), Some(ek_id), Some(device_id)) =
-        (&about.asking, about.ek_id, about.device_id())
+    let (Some(hook), Some(asking), Some(ek_id), Some(device_id)) =
+        (&ca.hook, &about.asking, about.ek_id, about.device_id())
     else {
-        return Ok(Gift::default());
+        return Err(no_answer());
     };
+    // Its device does not wait any more, and comes again.
+    if job.delivery.since.elapsed() > STALE {
+        return Err(no_answer());
+    }
     let began = Instant::now();
     let word = hook.ask(&Question {
         scope: &ca.scope,
@@ -165,7 +176,11 @@ fn keep(database: &Database, about: &About, gift: Gift, at: OffsetDateTime) -> R
         }
     }
     if let Some(document) = configuration {
-        store.set_configuration(Some(&named), Some(document.as_bytes()), at)?;
+        // It says the same again whenever a device asks.
+        let has = store.configuration(&named)?.and_then(|due| due.document);
+        if has.as_deref() != Some(document.as_bytes()) {
+            store.set_configuration(Some(&named), Some(document.as_bytes()), at)?;
+        }
     }
     Ok(Planner::open(store)?)
 }
@@ -181,6 +196,16 @@ fn no_answer() -> Problem {
     Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_S)
 }
 
+/// The answer if the service gives a device what it cannot have: it stays so until somebody acts.
+fn cannot_be_done(error: &anyhow::Error) -> Problem {
+    if error.is::<StoreError>() {
+        return no_answer();
+    }
+    let detail = "the operator's service gives it a name or tags that it cannot have; the CA's log \
+                  says why";
+    Problem::new(ProblemCode::NotAdmitted, detail.into())
+}
+
 /// The answer while one is asked about the EK already.
 pub(super) fn is_being_asked() -> Problem {
     let detail = "the operator's service is being asked about this TPM";
@@ -189,9 +214,11 @@ pub(super) fn is_being_asked() -> Problem {
 
 /// As long as a service that does not answer rests.
 const RETRY_AFTER_S: u32 = 10;
+/// A device waits for 20 s, and the service may take 5.
+const STALE: Duration = Duration::from_secs(12);
 /// Most services answer sooner.
 const RETRY_AFTER_ASKING_S: u32 = 2;
-/// Requests that wait for a thread: the last one is asked about while its device still waits.
+/// Requests that wait for a thread.
 pub(super) const QUESTIONS: usize = 64;
 
 #[cfg(test)]
@@ -228,10 +255,12 @@ mod tests {
     #[test]
     fn one_question_about_an_ek_at_a_time() {
         let being_asked = BeingAsked::default();
-        let place = being_asked.take([1; 32].into()).unwrap();
-        assert!(being_asked.take([1; 32].into()).is_none());
-        assert!(being_asked.take([2; 32].into()).is_some());
+        let place = being_asked.take([1; 32].into(), Wish::Recover).unwrap();
+        assert!(being_asked.take([1; 32].into(), Wish::Admit).is_none());
+        assert!(being_asked.take([2; 32].into(), Wish::Admit).is_some());
+        // Nobody but the device itself keeps it from renewing.
+        assert!(being_asked.take([1; 32].into(), Wish::Renew).is_some());
         drop(place);
-        assert!(being_asked.take([1; 32].into()).is_some());
+        assert!(being_asked.take([1; 32].into(), Wish::Recover).is_some());
     }
 }

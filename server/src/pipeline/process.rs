@@ -131,7 +131,8 @@ fn authorise(ends: &Ends, ca: Arc<Ca>, job: Job, unsigned: Box<Unsigned>, attemp
         let about = unsigned.into_about();
         ends.decided.take(ca, job, Outcome::Refused(problem), about, attempts);
     };
-    let place = unsigned.about().ek_id.and_then(|ek| ends.being_asked.take(ek));
+    let asking = unsigned.about().ek_id.zip(unsigned.about().asking.as_ref());
+    let place = asking.and_then(|(ek, asking)| ends.being_asked.take(ek, asking.wish));
     let Some(place) = place else { return refuse(ca, job, unsigned, is_being_asked()) };
     let to_authorise = ToAuthorise { ca, job, unsigned, attempts, place };
     if let Err(error) = ends.doubtful.try_send(Box::new(to_authorise)) {
@@ -179,7 +180,7 @@ impl Signers {
 
 /// `None` after a panic, which would be a bug of ours. But if a stranger's bytes cause one, that
 /// must not take a thread from everybody else.
-fn caught<T>(job: &Job, log: &DecisionLog, work: impl FnOnce() -> T) -> Option<T> {
+pub(super) fn caught<T>(job: &Job, log: &DecisionLog, work: impl FnOnce() -> T) -> Option<T> {
     let done = catch_unwind(AssertUnwindSafe(work));
     done.inspect_err(|_| log.fault("deciding on a request panicked", &job.received.client)).ok()
 }

@@ -61,17 +61,28 @@ impl Teller {
         let id: TellerId = crate::random_bytes();
         let (mut events, mut link, mut from) = (Events::default(), None, Told::default());
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        let mut silent_since: Option<Instant> = None;
         loop {
             let pause = match self.tell_some(&id, &mut events, &mut link, &mut from).await {
                 Ok(true) => {
+                    silent_since = None;
                     backoff.reset();
                     continue;
                 }
-                Ok(false) => POLL,
+                Ok(false) => {
+                    silent_since = None;
+                    POLL
+                }
                 Err(error) => {
                     link = None;
                     let pause = backoff.next(Duration::ZERO, crate::random_u32());
-                    debug!(error = %format!("{error:#}"), retry_in = ?pause, "no events are told");
+                    let error = format!("{error:#}");
+                    if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE {
+                        silent_since = Some(Instant::now());
+                        warn!(%error, "no events were told for a minute");
+                    } else {
+                        debug!(%error, retry_in = ?pause, "no events are told");
+                    }
                     pause
                 }
             };
@@ -110,8 +121,9 @@ impl Teller {
             };
             link.publish(&told).await?;
         }
-        self.store.mark_told(untold.told, id, OffsetDateTime::now_utc()).map_err(fault)?;
-        Ok(untold.more)
+        // If it is somebody else's turn by now, they told it again, and go on.
+        let is_turn = self.store.mark_told(untold.told, id, OffsetDateTime::now_utc());
+        Ok(is_turn.map_err(fault)? && untold.more)
     }
 }
 
@@ -148,6 +160,10 @@ impl Link {
     /// Publishes events, in order, and waits until the broker has them.
     async fn publish(&mut self, events: &[Event]) -> Result<()> {
         for Event { topic, content } in events {
+            if content.len() > LONGEST {
+                warn!(%topic, bytes = content.len(), "an event is too long for a message, and is left out");
+                continue;
+            }
             let publish = self.client.publish(
                 topic.to_string(),
                 QoS::AtLeastOnce,
@@ -180,6 +196,16 @@ async fn pump(mut events: EventLoop, acknowledged: watch::Sender<u64>) {
                     ack.reason,
                     PubAckReason::Success | PubAckReason::NoMatchingSubscribers
                 );
+                // These pass; the others do not, and must not keep all later events back.
+                if matches!(
+                    ack.reason,
+                    PubAckReason::UnspecifiedError
+                        | PubAckReason::ImplementationSpecificError
+                        | PubAckReason::QuotaExceeded
+                ) {
+                    warn!(reason = ?ack.reason, "the broker takes no events now; they are told again");
+                    return;
+                }
                 // Told once a connection: it would be so with each event.
                 if !is_taken && !std::mem::replace(&mut is_refused, true) {
                     warn!(reason = ?ack.reason, "the broker refuses events; see `assay broker check`");
@@ -195,6 +221,10 @@ async fn pump(mut events: EventLoop, acknowledged: watch::Sender<u64>) {
     }
 }
 
+/// The longest event: half of what the built-in broker takes.
+const LONGEST: usize = 32 * 1024;
+/// How often it is said that events are not told.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Entries that are told at once. They are as many as one transaction of the recorder has.
 const BATCH: u32 = 256;
 /// Events on their way to the broker.

@@ -41,7 +41,7 @@ impl Postgres {
             if results.iter().all(Result::is_ok) {
                 put_on_list(session, new, &results, &known)?;
                 forget(session, &eks)?;
-                done.extend(deeds::approved(new));
+                done.extend(deeds::approved(new, &results));
             }
             Ok(results)
         })

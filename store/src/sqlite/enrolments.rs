@@ -49,7 +49,7 @@ impl Sqlite {
                 forget(&transaction, &new.ek_id)?;
             }
             if let Some(actor) = actor {
-                Transaction(&transaction).note(&actor, deeds::approved(new))?;
+                Transaction(&transaction).note(&actor, deeds::approved(new, &results))?;
             }
             transaction.commit()?;
         }
