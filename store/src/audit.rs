@@ -195,7 +195,7 @@ impl AuditRow {
         let name = |device: &DeviceId| device.as_str().to_owned();
         let (code, detail) = entry.refusal.clone().unzip();
         let is_refused = code.is_some_and(|code| code != ProblemCode::Pending);
-        let event = effect.event.or(is_refused.then_some("refused"));
+        let event = effect.event.or_else(|| is_refused.then_some("refused"));
         Self {
             chain,
             id: 0,

@@ -246,7 +246,7 @@ impl Verifier {
             }
             Walked::Row(row) => row,
         };
-        let head = self.heads.get(&row.chain).copied().unwrap_or(Link::first(row.chain));
+        let head = self.heads.get(&row.chain).copied().unwrap_or_else(|| Link::first(row.chain));
         self.heads.insert(row.chain, head);
         let hash = row.hash.unwrap_or_default();
         let entry = Exported { hash: Some(hex::encode(hash)), ..Exported::of(row, &head.hash) };

@@ -55,7 +55,7 @@ impl Untold {
         for row in &rows {
             told.0[row.chain as usize] = row.id;
         }
-        rows.retain(|row| is_event(row));
+        rows.retain(is_event);
         Self { rows, told, more, turn }
     }
 
@@ -93,4 +93,4 @@ pub(crate) fn milliseconds(time: OffsetDateTime) -> i64 {
 
 /// How long events wait after a worker died that told them. If clocks of several machines differ by
 /// more, two workers may tell the same events.
-const TURN: Duration = Duration::seconds(30);
+const TURN: Duration = Duration::seconds(12);

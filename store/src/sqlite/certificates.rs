@@ -16,6 +16,9 @@ use crate::certificates::{CertificateRow, CertificateStatus, Counts, DeviceRow, 
 use crate::error::StoreError;
 use crate::writes::{NewCertificate, NewDevice};
 
+/// The serial number and the IK of a certificate that ended.
+type Superseded = (Vec<u8>, Vec<u8>);
+
 impl Transaction<'_> {
     /// Adds a certificate: as active, or as unconfirmed if it has no time of confirmation.
     pub(super) fn insert_certificate(&self, new: &NewCertificate<'_>) -> Result<(), StoreError> {
@@ -166,7 +169,7 @@ impl Transaction<'_> {
         &self,
         ek: &EkId,
         now: OffsetDateTime,
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    ) -> Result<Option<Superseded>, StoreError> {
         let mut statement = self.0.prepare_cached(
             "UPDATE certificates SET status = 'superseded', ended_at = ?2
              WHERE ek_id = ?1 AND status = 'active' RETURNING serial, ik_id",

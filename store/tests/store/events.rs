@@ -39,7 +39,8 @@ fn refused(n: u32) -> AuditEntry {
 /// What is to be told next, and how far it goes.
 fn next(store: &mut Any, count: u32) -> (String, Told) {
     let untold = store.untold(Told::default(), count).unwrap();
-    let word = |row: &assay_store::AuditRow| row.event.clone().unwrap_or(row.action.clone());
+    let word =
+        |row: &assay_store::AuditRow| row.event.clone().unwrap_or_else(|| row.action.clone());
     (untold.rows.iter().map(word).collect::<Vec<_>>().join(" "), untold.told)
 }
 
@@ -90,10 +91,10 @@ fn one_worker_tells_at_a_time_and_another_goes_on_when_it_died(fixture: &Fixture
     assert!(store.mark_told(Told::default(), &A, now()).unwrap());
     let untold = store.untold(Told::default(), 9).unwrap();
     assert!(untold.is_turn_of(&A, now()) && !untold.may_be_turn_of(&B, now()));
-    let soon = now() + Duration::seconds(4);
+    let soon = now() + Duration::seconds(11);
     assert!(!store.mark_told(untold.told, &B, soon).unwrap());
     assert_eq!(next(store, 9).0, "provisioned", "nothing is marked by who may not");
-    let later = now() + Duration::seconds(6);
+    let later = now() + Duration::seconds(13);
     assert!(untold.may_be_turn_of(&B, later));
     assert!(store.mark_told(untold.told, &B, later).unwrap());
     assert!(!store.mark_told(untold.told, &A, later).unwrap());
