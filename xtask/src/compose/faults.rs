@@ -259,13 +259,14 @@ pub(super) fn full_disk(scene: &mut Scene<'_>) -> Result<Outcome> {
     let [first, old, third] = stack.profile.devices();
     let new = [first, third];
     let before = stack.record()?;
+    Fleet::have_trusted(stack)?;
     let (full, began) = (Moment::now(), Instant::now());
     // dd does not write part of a block, so ever smaller blocks fill what is left.
     let fill = "for size in 64k 512 1; do dd if=/dev/zero bs=$size \
                 of=/var/lib/assay/ballast-$size 2> /dev/null || true; done";
     stack.exec("keeper", &["sh", "-c", fill])?;
     // The database's log still has room inside its file. Many devices soon use it up.
-    let fleet = Fleet::start(stack, "ca")?;
+    let fleet = Fleet::arrive(stack, "ca")?;
     stack.wait_for_log("ca", &full, "decisions could not be written")?;
     // A batch did not fit. Single decisions fit for a while longer.
     thread::sleep(WRONG);
@@ -329,12 +330,22 @@ struct Fleet {
 impl Fleet {
     /// `broker` is the service that publishes the broker's ports.
     fn start(stack: &Stack, broker: &str) -> Result<Self> {
+        Self::have_trusted(stack)?;
+        Self::arrive(stack, broker)
+    }
+
+    fn have_trusted(stack: &Stack) -> Result<()> {
         let program = bin_dir()?.join("assay-fleet");
         let vendor = String::from_utf8(run(Command::new(&program).arg("--vendor"))?.stdout)?;
         for file in vendor.lines() {
             let trust = ["assay", "trust", "add", "--admit", "/dev/stdin"];
             stack.exec_with(stack.profile.ca(), &trust, File::open(file)?.into())?;
         }
+        Ok(())
+    }
+
+    fn arrive(stack: &Stack, broker: &str) -> Result<Self> {
+        let program = bin_dir()?.join("assay-fleet");
         let mut ca_root = NamedTempFile::new()?;
         ca_root.write_all(
             stack.exec(stack.profile.ca(), &["cat", "/var/lib/assay-public/root.pem"])?.as_bytes(),
