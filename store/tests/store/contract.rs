@@ -1142,6 +1142,10 @@ fn what_a_certificate_said_is_kept_with_an_enrolment_and_only_there(fixture: &Fi
     assert!(store.record(&scope(), &entries).is_ok());
     assert_eq!(known(&mut store, 1), Some(facts("Model 8")));
     assert_eq!(known(&mut store, 2), None);
+    // Whoever shows the certificate of another's EK does not hold up its device.
+    let entry = plan(&mut *store, &certificate(1, "pump-1", ek(1))).unwrap();
+    assert!(store.record(&scope(), &[learn(1, "Model 9")]).is_ok());
+    assert_eq!(store.record(&scope(), &[entry]).unwrap(), [Recorded::Done]);
     store.remove(&ek(1), now()).unwrap();
     enroll(&mut store, ek(1), None).unwrap();
     assert_eq!(known(&mut store, 1), None);
