@@ -144,13 +144,7 @@ impl Hook {
     pub fn ask(&self, question: &Question<'_>) -> Result<Word, NoAnswer> {
         self.breaker().pass(Instant::now())?;
         let word = self.exchange(question);
-        // An answer that is of no use about one device says nothing of the others.
-        let answers = match &word {
-            Err(NoAnswer::Unreachable(_)) => false,
-            Err(NoAnswer::Status(status)) => *status < 500,
-            Ok(_) | Err(NoAnswer::Unclear(_) | NoAnswer::Resting) => true,
-        };
-        self.breaker().note(answers, Instant::now());
+        self.breaker().note(answers(&word), Instant::now());
         word
     }
 
@@ -212,6 +206,16 @@ impl Wish {
             Self::Recover => "recover",
             Self::Renew => "renew",
         }
+    }
+}
+
+/// Whether the service is there. An answer that is of no use about one device says nothing of the
+/// others.
+fn answers(word: &Result<Word, NoAnswer>) -> bool {
+    match word {
+        Err(NoAnswer::Unreachable(_)) => false,
+        Err(NoAnswer::Status(status)) => *status < 500,
+        Ok(_) | Err(NoAnswer::Unclear(_) | NoAnswer::Resting) => true,
     }
 }
 
@@ -373,6 +377,17 @@ mod tests {
         assert!(breaker.pass(now + 2 * REST).is_ok());
         breaker.note(true, now + 2 * REST);
         assert!(breaker.pass(now + 2 * REST).is_ok() && breaker.pass(now + 2 * REST).is_ok());
+    }
+
+    /// Otherwise a stranger whose EK the service does not understand has nobody asked about others.
+    #[test]
+    fn answer_that_is_of_no_use_about_one_device_does_not_count_as_silence() {
+        for word in [Err(NoAnswer::Status(404)), Err(NoAnswer::Unclear("?".into()))] {
+            assert!(answers(&word), "{word:?}");
+        }
+        for word in [Err(NoAnswer::Status(503)), Err(NoAnswer::Unreachable("gone".into()))] {
+            assert!(!answers(&word), "{word:?}");
+        }
     }
 
     #[test]
