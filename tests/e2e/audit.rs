@@ -68,6 +68,13 @@ fn audit_is_verified_with_the_ca_without_it_and_against_what_was_kept() -> Resul
     refused(lab.dir.assay(&verify_seen)?.output()?)?;
     record.execute("UPDATE audit_acts SET client = 'unix:eve' WHERE action = 'disable'", [])?;
     refused(lab.dir.assay(&["audit", "verify"])?.output()?)?;
+
+    // Nor can all of it be called old.
+    let cut = "INSERT INTO audit_cuts VALUES ('acts', 1000, 0, zeroblob(32))";
+    record.execute_batch(&format!("DELETE FROM audit_acts; {cut}"))?;
+    lab.assay(&["audit", "verify"])?;
+    let said = refused(lab.dir.assay(&verify_seen)?.output()?)?;
+    ensure!(said.contains("is gone"), "{said}");
     Ok(())
 }
 
